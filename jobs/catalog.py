@@ -1,0 +1,98 @@
+"""What may be asked of each model; the data is a TOML file, the packaged one is models.toml."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs.errors import SettingsError
+
+Task = Literal["text-to-image", "text-to-video"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Frozen):
+    """Sizes in pixels. Frames are 1 + a multiple of frames_step."""
+
+    side_step: int = Field(16, gt=0)
+    min_side: int = Field(16, gt=0)
+    max_side: int = Field(2048, gt=0)
+    max_pixels: int = Field(2048 * 2048, gt=0)
+    frames_step: int = Field(4, gt=0)
+    max_frames: int = Field(1, gt=0)
+    max_steps: int = Field(100, gt=0)
+    max_outputs: int = Field(64, gt=0)
+    max_prompt_chars: int = Field(5000, gt=0)
+
+
+class Shape(_Frozen):
+    """What the planner must know of the transformer, so that it needs no weights and no torch."""
+
+    heads: int = Field(gt=0)
+    spatial: int = Field(16, gt=0)  # pixels of a side per token: VAE scale x patch
+    temporal: int = Field(4, gt=0)  # frames per latent frame
+    text_tokens: int | None = None  # set where the text is split over ranks too (Flux)
+
+    def refuses(self, ulysses: int, counts: tuple[int, ...]) -> str | None:
+        """Why a sequence split over `ulysses` ranks can't run, as a sentence; None if it can."""
+        if self.heads % ulysses:
+            return f"ulysses={ulysses} does not divide the model's {self.heads} attention heads."
+        for count in counts:
+            if count % ulysses:
+                return f"ulysses={ulysses} does not divide the {count} tokens of this size."
+        return None
+
+    def token_counts(self, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
+        """Length of each sequence that a split over ranks must divide."""
+        latent_frames = (frames - 1) // self.temporal + 1
+        latent = latent_frames * (height // self.spatial) * (width // self.spatial)
+        return (latent,) if self.text_tokens is None else (latent, self.text_tokens)
+
+
+class ModelSpec(_Frozen):
+    """weights: a hub id ("org/name"), a folder ("/…"), or a folder of FLEET_MODELS_DIR ("./…").
+    adapter: a module with load() and run() in place of the task's own."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    weights: str
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    owned_by: str = "unknown"
+    adapter: str | None = None
+    shape: Shape
+    limits: Limits = Limits()
+    defaults: dict[str, Any] = {}
+
+    def source(self, models_dir: Path) -> str:
+        """What from_pretrained() takes: a folder's path or a hub id."""
+        return str(models_dir / self.weights) if self.weights.startswith("./") else self.weights
+
+
+Catalog = Mapping[str, ModelSpec]
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Raises: SettingsError that names the file, the model and the field."""
+    try:
+        tables = tomllib.loads(path.read_text())["models"]
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"The catalogue {path} can't be read: {error}.") from None
+    except KeyError:
+        raise SettingsError(f"The catalogue {path} has no [models.NAME] table.") from None
+    return {id: _model(path, id, table) for id, table in tables.items()}
+
+
+def _model(path: Path, id: str, table: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec(**{**table, "id": id})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise SettingsError(
+            f"The catalogue {path}, model {id!r}, field {field!r}: {first['msg']}."
+        ) from None

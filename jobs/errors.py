@@ -1,0 +1,171 @@
+"""Every way a request or a job can fail, with the words that its caller reads.
+
+FleetError
+├── SettingsError                a bad environment variable or catalogue: the process does not start
+├── RequestError                 the caller's mistake; nothing is enqueued
+│   ├── MalformedJson            400
+│   ├── UnsupportedTask          400
+│   ├── NotFound                 404
+│   ├── ModelNotFound            404
+│   ├── NotReady                 409, ask again later
+│   ├── InvalidRequest           422
+│   └── KeyReused                422
+├── StoreUnavailable             Redis is away
+├── StorageUnavailable           the object storage is away
+├── LeaseLost                    another attempt owns the job now: stop, publish nothing
+└── JobError                     a job's end, or the end of one attempt
+    ├── InvalidInput             never tried again
+    ├── ModelLoadFailed          never tried again
+    ├── OutOfMemory              tried again once, on a plan that needs less memory
+    ├── GroupFault               the group is killed and started again, the job at once
+    │   ├── RankDied
+    │   └── RankHung
+    ├── WorkerLost               a lease expired: the worker is gone
+    ├── Poisoned                 the third WorkerLost of one job
+    ├── StorageFailed            transient
+    ├── DeadlineExceeded
+    ├── Interrupted              the worker is stopping: tried again, not counted
+    └── Internal                 our own fault
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class FleetError(Exception):
+    """Base of all; its text is a sentence for whoever reads it."""
+
+
+class SettingsError(FleetError):
+    pass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a request. pointer: JSON pointer into the caller's body."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class RequestError(FleetError):
+    status: ClassVar[int] = 422
+    code: ClassVar[str] = "invalid_request"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *problems: Problem) -> None:
+        super().__init__(detail)
+        self.problems = problems
+
+
+class MalformedJson(RequestError):
+    status, code = 400, "malformed_json"
+
+
+class UnsupportedTask(RequestError):
+    status, code = 400, "unsupported_task"
+
+
+class NotFound(RequestError):
+    status, code = 404, "not_found"
+
+
+class ModelNotFound(RequestError):
+    status, code = 404, "model_not_found"
+
+
+class NotReady(RequestError):
+    status, code, retryable = 409, "not_ready", True
+
+
+class InvalidRequest(RequestError):
+    pass
+
+
+class KeyReused(RequestError):
+    code = "idempotency_key_reused"
+
+
+class StoreUnavailable(FleetError):
+    pass
+
+
+class StorageUnavailable(FleetError):
+    pass
+
+
+class LeaseLost(FleetError):
+    pass
+
+
+class JobError(FleetError):
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, stage: str | None = None) -> None:
+        super().__init__(detail)
+        self.stage = stage
+
+    def answer(self) -> dict[str, Any]:
+        return {
+            "code": self.code,
+            "message": str(self),
+            "stage": self.stage,
+            "retryable": self.retryable,
+        }
+
+
+class InvalidInput(JobError):
+    code = "invalid_input"
+
+
+class ModelLoadFailed(JobError):
+    code = "model_load_failed"
+
+
+class OutOfMemory(JobError):
+    code = "out_of_memory"
+
+
+class GroupFault(JobError):
+    retryable = True
+
+
+class RankDied(GroupFault):
+    code = "rank_died"
+
+
+class RankHung(GroupFault):
+    code = "rank_hung"
+
+
+class WorkerLost(JobError):
+    code, retryable = "worker_lost", True
+
+
+class Poisoned(JobError):
+    code = "poisoned"
+
+
+class StorageFailed(JobError):
+    code, retryable = "storage_failed", True
+
+
+class DeadlineExceeded(JobError):
+    code = "deadline_exceeded"
+
+
+class Interrupted(JobError):
+    code, retryable = "interrupted", True
+
+
+class Internal(JobError):
+    pass
+
+
+# What a rank names by its code comes back as the same class on the worker's side.
+JOB_ERRORS: dict[str, type[JobError]] = {
+    kind.code: kind
+    for kind in (InvalidInput, ModelLoadFailed, OutOfMemory, RankDied, RankHung, Internal)
+}

@@ -1,0 +1,60 @@
+"""The Celery app's sending half: broker, queues, and the hint, a message that says "there is work"."""
+
+from urllib.parse import quote
+
+from celery import Celery
+from kombu import Queue
+from kombu.exceptions import OperationalError
+
+from jobs.settings import Settings
+from jobs.store import JobStore, new_id
+
+GPU_QUEUE = "gpu"
+RUN = "fleet.run"
+
+
+def make_app(settings: Settings) -> Celery:
+    """The same broker and queues in the API, the workers and Flower.
+
+    They must agree on visibility_timeout: a client with a smaller one re-queues running work.
+    """
+    app = Celery("fleet", broker=settings.redis_url)
+    app.conf.update(
+        task_queues=[Queue(GPU_QUEUE)],
+        task_default_queue=GPU_QUEUE,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": 43200,
+            "health_check_interval": 10,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "sep": "|",
+            "global_keyprefix": f"{quote(settings.key_prefix)}:celery:",
+        },
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+    )
+    return app
+
+
+def hint(app: Celery, id: str, first: bool = False) -> bool:
+    """Tells some worker that there is work. Expendable: the reaper sends it again.
+
+    first: the task takes the job's id, so that Flower shows it. False: the broker is away.
+    """
+    try:
+        app.send_task(RUN, args=[GPU_QUEUE], task_id=id if first else new_id("hint"), retry=False)
+    except (OperationalError, OSError):
+        return False
+    return True
+
+
+def submit_hint(app: Celery, store: JobStore, id: str) -> None:
+    """The first hint of a new job."""
+    if hint(app, id, first=True):
+        store.hinted(id)

@@ -1,0 +1,147 @@
+"""Every environment variable, read once into one frozen dataclass. `.env.example` lists them."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jobs.errors import SettingsError
+
+CLIENT_ONLY = {"FLEET_URL"}  # read by the command line, which imports nothing of this
+
+DATA_DIR = Path("~/.local/share/diffusion-fleet").expanduser()
+
+
+@dataclass(frozen=True)
+class Settings:
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    key_prefix: str = "fleet"
+    data_dir: Path = DATA_DIR
+    storage_url: str = (DATA_DIR / "results").as_uri()
+    s3_endpoint: str | None = None
+    s3_public_endpoint: str | None = None  # what clients see, where it differs from the above
+    link_s: int = 3600
+    models: Path = Path(__file__).with_name("models.toml")
+    models_dir: Path = DATA_DIR / "models"
+    ranks: int | None = None  # None: the GPUs of the node, or 2 on CPU
+    lease_s: float = 30
+    reap_s: float = 3
+    stall_s: float = 60
+    load_timeout_s: float = 1800
+    stage_timeout_s: float = 600
+    start_timeout_s: float = 300
+    max_tries: int = 5
+    max_wait_s: int = 60  # cap of `Prefer: wait`
+    max_body_bytes: int = 1_000_000
+
+    @property
+    def spool(self) -> Path:
+        """Where a rank leaves finished files until they are uploaded."""
+        return self.data_dir / "spool"
+
+    @property
+    def logs(self) -> Path:
+        return self.data_dir / "logs"
+
+
+def _number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"is no {'whole ' if kind is int else ''}number") from None
+        if not low <= value <= high:
+            raise ValueError(f"must lie between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in schemes:
+            raise ValueError(f"must begin with {' or '.join(s + '://' for s in schemes)}")
+        if parts.scheme != "file" and not parts.netloc:
+            raise ValueError("names no host or bucket")
+        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+            raise ValueError("must be file:/// and an absolute path")
+        return text
+
+    return parse
+
+
+def _redis(text: str) -> str:
+    _url("redis", "rediss")(text)
+    database = urlsplit(text).path.strip("/")
+    if database and not database.isdecimal():
+        raise ValueError("must end in a database number, like redis://host:6379/0")
+    return text
+
+
+def _word(text: str) -> str:
+    if not text.replace("-", "").replace("_", "").isalnum():
+        raise ValueError("may hold letters, digits, '-' and '_' only")
+    return text
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "FLEET_REDIS_URL": ("redis_url", _redis),
+    "FLEET_KEY_PREFIX": ("key_prefix", _word),
+    "FLEET_DATA_DIR": ("data_dir", _absolute),
+    "FLEET_STORAGE_URL": ("storage_url", _url("file", "s3", "gs", "az")),
+    "FLEET_S3_ENDPOINT": ("s3_endpoint", _url("http", "https")),
+    "FLEET_S3_PUBLIC_ENDPOINT": ("s3_public_endpoint", _url("http", "https")),
+    "FLEET_LINK_S": ("link_s", _number(int, 1, 604800)),
+    "FLEET_MODELS": ("models", _absolute),
+    "FLEET_MODELS_DIR": ("models_dir", _absolute),
+    "FLEET_RANKS": ("ranks", _number(int, 1, 64)),
+    "FLEET_LEASE_S": ("lease_s", _number(float, 1, 3600)),
+    "FLEET_REAP_S": ("reap_s", _number(float, 0.1, 60)),
+    "FLEET_STALL_S": ("stall_s", _number(float, 1, 86400)),
+    "FLEET_LOAD_TIMEOUT_S": ("load_timeout_s", _number(float, 1, 86400)),
+    "FLEET_STAGE_TIMEOUT_S": ("stage_timeout_s", _number(float, 1, 86400)),
+    "FLEET_START_TIMEOUT_S": ("start_timeout_s", _number(float, 1, 86400)),
+    "FLEET_MAX_TRIES": ("max_tries", _number(int, 1, 100)),
+    "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
+    "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),
+}
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads FLEET_* from `environ`; an empty value counts as unset.
+
+    Raises: SettingsError naming the variable, for a bad value or an unknown FLEET_ name.
+    """
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith("FLEET_") or name in CLIENT_ONLY or not text:
+            continue
+        if name not in VARIABLES:
+            raise SettingsError(f"{name} is no setting of the fleet; see .env.example.")
+        field, parse = VARIABLES[name]
+        try:
+            values[field] = parse(text)
+        except ValueError as error:
+            raise SettingsError(f"{name}={text!r} {error}.") from None
+    if "data_dir" in values:
+        values.setdefault("storage_url", (values["data_dir"] / "results").as_uri())
+        values.setdefault("models_dir", values["data_dir"] / "models")
+    settings = Settings(**values)
+    if not settings.models.is_file():
+        raise SettingsError(f"FLEET_MODELS: there is no catalogue at {settings.models}.")
+    return settings
+
+
+def settings_or_exit() -> Settings:
+    """For a process that starts: a bad value ends it with one sentence, not a traceback."""
+    try:
+        return load_settings()
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None

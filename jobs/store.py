@@ -1,0 +1,307 @@
+"""JobStore: the job's life in Redis. The only Redis code of the project; the steps are in store.lua."""
+
+import functools
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from jobs.errors import KeyReused, LeaseLost, Poisoned, StoreUnavailable, WorkerLost
+from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
+from jobs.request import JobRequest, Parallel
+
+_LUA = Path(__file__).with_name("store.lua").read_text()
+_WORKER_LOST = json.dumps(WorkerLost("The worker of this attempt is gone.").answer())
+_POISONED = json.dumps(Poisoned("Three workers were lost while running this job.").answer())
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _away(call: Callable[P, R]) -> Callable[P, R]:
+    """Whatever keeps Redis from answering has one name outside this file."""
+
+    @functools.wraps(call)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except (
+            redis.ConnectionError,
+            redis.TimeoutError,
+            redis.exceptions.ReadOnlyError,
+            redis.exceptions.OutOfMemoryError,
+        ) as error:
+            raise StoreUnavailable(f"Redis does not answer: {error}") from error
+
+    return guarded
+
+
+def new_id(kind: str = "job") -> str:
+    """Ids sort by time; milliseconds, then chance."""
+    return f"{kind}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
+
+
+class JobStore:
+    """Every method raises StoreUnavailable within about 2 s when Redis is away."""
+
+    def __init__(self, url: str, prefix: str, lease_s: float = 30) -> None:
+        self._redis = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=2,
+            socket_connect_timeout=1,
+            health_check_interval=10,
+            retry=Retry(NoBackoff(), 1),  # one stale connection of the pool is no outage
+        )
+        self._script = self._redis.register_script(_LUA)
+        self._prefix = prefix
+        self._lease_s = lease_s
+
+    def _step(self, name: str, *args: object) -> Any:
+        return self._script(keys=[self._prefix], args=[name, *map(str, args)])
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}:{name}"
+
+    # -- the API's half
+
+    @_away
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        tenant: str = "default",
+        queue: str = "gpu",
+        warnings: list[str] | None = None,
+        key: str = "",
+        body_hash: str = "",
+    ) -> tuple[str, bool]:
+        """Answers the job's id and whether it is new. key: the caller's idempotency key.
+
+        The record is on disk when this returns, where Redis keeps an append-only file.
+        Raises: KeyReused, when `key` came before with another body.
+        """
+        plan = request.parallel
+        with self._redis.pipeline(transaction=False) as pipe:
+            self._script(
+                keys=[self._prefix],
+                client=pipe,
+                args=[
+                    "submit",
+                    new_id(),
+                    request.model_dump_json(),
+                    queue,
+                    PRIORITIES[request.priority],
+                    tenant,
+                    request.model,
+                    request.task,
+                    plan.width if isinstance(plan, Parallel) else 1,
+                    "" if request.deadline_s is None else request.deadline_s,
+                    json.dumps(warnings or []),
+                    key,
+                    body_hash,
+                ],
+            )
+            pipe.execute_command("WAITAOF", 1, 0, 500)
+            answer, flushed = pipe.execute(raise_on_error=False)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(flushed, (redis.ConnectionError, redis.TimeoutError)):
+            raise flushed
+        created, id = answer
+        if created < 0:
+            raise KeyReused("This Idempotency-Key came before with another request.")
+        return id, bool(created)
+
+    @_away
+    def hinted(self, id: str) -> None:
+        """The first hint is on its way: the reaper sends the next one in a minute, if need be."""
+        self._step("hinted", id)
+
+    @_away
+    def get(self, id: str, tenant: str = "default") -> Job | None:
+        fields = self._redis.hgetall(self._key(f"job:{id}"))
+        if not fields or fields["tenant"] != tenant or "deleted" in fields:
+            return None
+        return job_from_hash(fields)
+
+    @_away
+    def seq(self, id: str) -> int:
+        """Grows with every change of the job; 0 when there is none."""
+        return int(self._redis.hget(self._key(f"job:{id}"), "seq") or 0)
+
+    @_away
+    def position(self, job: Job) -> int | None:
+        """How many jobs are before this one in its queue."""
+        rank = self._redis.zrank(self._key(f"queued:{job.queue}"), job.id)
+        return cast("int | None", rank)
+
+    @_away
+    def list_jobs(
+        self,
+        tenant: str = "default",
+        state: JobState | None = None,
+        limit: int = 20,
+        after: str = "",
+        newest_first: bool = True,
+    ) -> tuple[list[Job], str | None]:
+        """A page of jobs and the cursor of the next one. after: the cursor of the page before."""
+        index = self._key(f"jobs:{tenant}:{state}" if state else f"jobs:{tenant}")
+        score, _, last = after.partition("/")
+        low, high = ("-inf", score or "+inf") if newest_first else (score or "-inf", "+inf")
+        start, end = (high, low) if newest_first else (low, high)
+        rows: list[tuple[str, float]] = self._redis.zrange(
+            index,
+            cast(int, start),
+            cast(int, end),
+            desc=newest_first,
+            byscore=True,
+            withscores=True,
+            offset=0,
+            num=limit + 20,  # rows that share the cursor's time, which are skipped below
+        )
+        if last:
+            mark = (float(score), last)
+            rows = [
+                (id, at) for id, at in rows if ((at, id) < mark if newest_first else (at, id) > mark)
+            ]
+        page = rows[:limit]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for id, _at in page:
+                pipe.hgetall(self._key(f"job:{id}"))
+            jobs = [job_from_hash(f) for f in pipe.execute() if f and "deleted" not in f]
+        more = len(rows) > limit
+        return jobs, f"{page[-1][1]!r}/{page[-1][0]}" if more else None
+
+    @_away
+    def cancel(self, id: str, tenant: str = "default") -> bool:
+        """Queued: canceled at once. Running: the wish is set. Final: nothing. False: unknown."""
+        return self._step("cancel", id, tenant) is not None
+
+    @_away
+    def delete(self, id: str, tenant: str = "default") -> bool:
+        """Cancels, hides the job at once, and has the reaper remove its artifacts and record."""
+        return self._step("delete", id, tenant) is not None
+
+    @_away
+    def purged(self, id: str) -> None:
+        """The artifacts of a deleted job are gone: so goes its record."""
+        self._step("purged", id)
+
+    # -- the worker's half
+
+    @_away
+    def claim(self, queue: str, worker: str, ranks: int) -> Claim | None:
+        """The next job that `ranks` ranks can run, now ours for a lease; None: nothing to do."""
+        answer = self._step("claim", queue, worker, secrets.token_hex(4), self._lease_s, ranks)
+        if answer is None:
+            return None
+        id, token, attempt, request, deadline_s, errors = answer
+        return Claim(
+            id, token, attempt, request, float(deadline_s) if deadline_s else None, json.loads(errors)
+        )
+
+    @_away
+    def renew(
+        self,
+        claim: Claim,
+        plan: dict[str, Any] | None = None,
+        progress: dict[str, Any] | None = None,
+    ) -> bool:
+        """Extends the lease; writes plan and progress where given. True: somebody wishes to cancel.
+
+        Raises: LeaseLost, when another attempt owns the job or it is final.
+        """
+        answer = self._step(
+            "renew",
+            claim.id,
+            claim.token,
+            self._lease_s,
+            json.dumps(plan) if plan else "",
+            json.dumps(progress) if progress else "",
+        )
+        if answer == "lost":
+            raise LeaseLost(f"{claim.id} is not ours any more.")
+        return bool(answer == "cancel")
+
+    @_away
+    def finish(
+        self,
+        claim: Claim,
+        state: JobState,
+        artifacts: list[Artifact] | None = None,
+        metrics: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        dead: bool = False,
+    ) -> None:
+        """Ends the job. dead: list it among those that faults ended. Raises: LeaseLost."""
+        done = self._step(
+            "finish",
+            claim.id,
+            claim.token,
+            state.value,
+            json.dumps([asdict(a) for a in artifacts or []]),
+            json.dumps(metrics or {}),
+            json.dumps(error) if error else "",
+            int(dead),
+        )
+        if not done:
+            raise LeaseLost(f"{claim.id} is not ours any more.")
+
+    @_away
+    def fail(
+        self, claim: Claim, error: dict[str, Any], delay_s: float, counted: bool = True
+    ) -> JobState:
+        """Ends this attempt; the job waits for the next. Answers its state. Raises: LeaseLost.
+
+        It is canceled instead where that was wished, failed where no time is left.
+        """
+        state = self._step(
+            "fail", claim.id, claim.token, json.dumps(error), delay_s, int(counted)
+        )
+        if state == "fenced":
+            raise LeaseLost(f"{claim.id} is not ours any more.")
+        return JobState(state)
+
+    @_away
+    def reap(self) -> tuple[list[str], list[str]]:
+        """Puts back what lost workers held, expires what waited too long.
+
+        Answers the ids whose hint is due and those whose artifacts are to be removed.
+        """
+        due, purge = self._step("reap", self._lease_s, _WORKER_LOST, _POISONED)
+        return due, purge
+
+    # -- the fleet
+
+    @_away
+    def announce(self, worker: str, about: dict[str, Any], ttl_s: int = 15) -> None:
+        """Says for ttl_s seconds that this worker is there, and what it has."""
+        self._redis.set(self._key(f"worker:{worker}"), json.dumps(about), ex=ttl_s)
+        self._redis.sadd(self._key("workers"), worker)
+
+    @_away
+    def leave(self, worker: str) -> None:
+        self._redis.delete(self._key(f"worker:{worker}"))
+        self._redis.srem(self._key("workers"), worker)
+
+    @_away
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What each live worker said of itself."""
+        names = sorted(self._redis.smembers(self._key("workers")))
+        texts = self._redis.mget([self._key(f"worker:{name}") for name in names]) if names else []
+        alive = {name: json.loads(text) for name, text in zip(names, texts, strict=True) if text}
+        if gone := set(names) - set(alive):
+            self._redis.srem(self._key("workers"), *gone)
+        return alive
+
+    @_away
+    def ping(self) -> None:
+        self._redis.ping()
