@@ -1,0 +1,103 @@
+"""The group and the reaper live and die with the Celery worker."""
+
+import logging
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from celery import bootsteps
+
+from jobs.artifacts import ArtifactStorage
+from jobs.catalog import Catalog, load_catalog
+from jobs.errors import FleetError, StoreUnavailable
+from jobs.settings import Settings
+from jobs.store import JobStore
+from worker.group import Group
+from worker.reaper import Reaper
+
+logger = logging.getLogger(__name__)
+
+CPU_RANKS = 2
+SPOOL_KEEP_S = 86400
+
+
+@dataclass
+class Fleet:
+    """What the task needs of its worker: app.fleet."""
+
+    settings: Settings
+    catalog: Catalog
+    store: JobStore
+    storage: ArtifactStorage
+    group: Group
+
+
+class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """On the worker, before its pool: ready before a message comes, stopped after the last job ended.
+
+    (Steps of the consumer start anew at every reconnect.)
+    """
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        # Each of the two talks to every other worker, at the price of n² messages.
+        worker.options.update(without_gossip=True, without_mingle=True)
+
+    def start(self, worker: Any) -> None:
+        settings: Settings = worker.app.settings
+        try:
+            fleet = Fleet(
+                settings,
+                load_catalog(settings.models),
+                JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
+                ArtifactStorage(settings),
+                Group(settings.ranks or count_gpus() or CPU_RANKS, settings),
+            )
+            sweep_spool(settings)
+            worker.app.fleet = fleet
+            fleet.group.start()
+        except FleetError as error:
+            raise SystemExit(str(error)) from None
+        self._reaper = Reaper(
+            worker.app,
+            fleet.store,
+            fleet.storage,
+            settings.reap_s,
+            worker.hostname,
+            lambda: {**self.info(worker), "models": list(fleet.catalog)},
+        )
+        try:
+            self._reaper.announce()
+        except StoreUnavailable as error:
+            logger.warning("%s", error)
+        self._reaper.start()
+
+    def stop(self, worker: Any) -> None:
+        self._reaper.stop()
+        worker.app.fleet.group.stop()
+
+    terminate = stop
+
+    def info(self, worker: Any) -> dict[str, Any]:
+        """Shown by `celery inspect stats` and in Flower."""
+        group: Group = worker.app.fleet.group
+        return {"size": group.size, "group": group.about()}
+
+
+def count_gpus() -> int:
+    """GPUs of this node, asked of the driver: this process does not import torch."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def sweep_spool(settings: Settings) -> None:
+    """Removes what workers that were killed left behind a day ago."""
+    settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for entry in settings.spool.iterdir():
+        if time.time() - entry.stat().st_mtime > SPOOL_KEEP_S:
+            shutil.rmtree(entry, ignore_errors=True)

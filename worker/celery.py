@@ -1,0 +1,22 @@
+"""The Celery app's consuming half: `celery -A worker worker` and `celery -A worker flower`."""
+
+from celery.worker import components
+
+from jobs.queue import make_app
+from jobs.settings import settings_or_exit
+from worker.bootstep import GroupStep
+
+app = make_app(settings_or_exit())
+app.settings = settings_or_exit()
+app.conf.update(
+    imports=["worker.tasks"],
+    # Threads: solo is deaf while a job runs, and a fork gives nothing to a process without torch.
+    worker_pool="threads",
+    worker_concurrency=1,  # the group runs one job at a time
+    worker_prefetch_multiplier=1,
+    task_acks_late=True,
+    worker_disable_prefetch=False,  # with threads it can stall a worker for ever
+    worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease decides, not the broker
+)
+app.steps["worker"].add(GroupStep)
+components.Pool.requires = (*components.Pool.requires, GroupStep)

@@ -1,0 +1,230 @@
+"""Group: all ranks of this node. run() deals a job's items to them and yields what they report."""
+
+import logging
+import queue
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from jobs.errors import JOB_ERRORS, Internal, JobError, RankDied, RankHung
+from jobs.request import Item
+from jobs.settings import Settings
+from worker.keeper import Gone, Keeper
+from worker.plan import Plan
+from worker.protocol import Cancel, Canceled, Done, Failed, FromRank, Progress, Run
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.5
+CANCEL_S = 10  # from the wish to the kill, for a lane that does not answer
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing new; the regular place to look at the clock and at wishes."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last event of a stream: every item is done, or the job was canceled."""
+
+    canceled: bool
+
+
+Event = Progress | Done | Tick | Ended
+
+
+@dataclass
+class Turn:
+    """One item on one replica, until each of its ranks has answered."""
+
+    item: Item
+    waiting: set[int]
+    stage: dict[int, str]
+    heard: dict[int, float]
+    steps: list[float] = field(default_factory=list)  # durations
+
+
+class Group:
+    def __init__(self, size: int, settings: Settings) -> None:
+        self.size = size
+        self._settings = settings
+        self._keeper = Keeper(size, settings.start_timeout_s)
+
+    def start(self) -> None:
+        """Returns when every rank is ready. Raises: GroupFault."""
+        self._keeper.start()
+        self._wait_ready()
+
+    def stop(self) -> None:
+        self._keeper.stop()
+
+    def about(self) -> dict[str, object]:
+        """For `inspect stats`, Flower and the API."""
+        return {
+            "ready": self._keeper.ready.is_set(),
+            "incarnation": self._keeper.incarnation,
+            "restarts": max(0, self._keeper.starts - 1),
+            "ranks": self._keeper.about(),
+        }
+
+    def run(
+        self,
+        job: str,
+        request: str,
+        items: list[Item],
+        plan: Plan,
+        folder: Path,
+        cancel: threading.Event,
+    ) -> Iterator[Event]:
+        """Deals the items to the plan's replicas as these become free; the stream ends with Ended.
+
+        cancel: set it, and the lane stops within one or two denoising steps.
+        Raises: a JobError, after which no rank works on this job any more.
+        """
+        self._wait_ready()
+        _drain(self._keeper.events)
+        lane = _Lane(self._keeper, self._settings, job, request, items, plan, folder)
+        try:
+            yield from lane.events(cancel)
+        finally:
+            if lane.busy:  # the consumer left, or a rank was lost: nobody must go on computing
+                self._keeper.kill()
+
+    def _wait_ready(self) -> None:
+        if not self._keeper.ready.wait(self._settings.start_timeout_s):
+            raise RankDied(f"The group of {self.size} ranks does not come up.")
+
+
+def _drain(events: "queue.SimpleQueue[FromRank | Gone]") -> None:
+    while not events.empty():
+        events.get_nowait()
+
+
+class _Lane:
+    """One job on the group's ranks."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        settings: Settings,
+        job: str,
+        request: str,
+        items: list[Item],
+        plan: Plan,
+        folder: Path,
+    ) -> None:
+        self._keeper, self._settings = keeper, settings
+        self._job, self._request, self._folder = job, request, folder
+        self._plan = plan
+        self._replicas = plan.replicas(range(keeper.size))
+        self._todo = deque(items)
+        self.busy: dict[int, Turn] = {}
+        self._error: JobError | None = None
+        self._give_up_at: float | None = None
+
+    def events(self, cancel: threading.Event) -> Iterator[Event]:
+        for replica in range(len(self._replicas)):
+            self._deal(replica)
+        while self.busy:
+            if cancel.is_set():
+                self._stop_all()
+            try:
+                event = self._keeper.events.get(timeout=TICK_S)
+            except queue.Empty:
+                event = None
+            if isinstance(event, Gone):
+                raise RankDied(f"Rank {event.rank} died.")
+            if event is not None and not self._take(event):
+                event = None
+            self._watch()
+            yield event if isinstance(event, Progress | Done) else Tick()
+        if self._error:
+            raise self._error
+        yield Ended(canceled=bool(self._todo) or self._give_up_at is not None)
+
+    def _deal(self, replica: int) -> None:
+        if not self._todo or self._give_up_at is not None:
+            return
+        item, ranks = self._todo.popleft(), self._replicas[replica]
+        now = time.monotonic()
+        self.busy[replica] = Turn(
+            item, set(ranks), dict.fromkeys(ranks, "load_model"), dict.fromkeys(ranks, now)
+        )
+        run = Run(
+            self._job,
+            item.index,
+            item.prompt,
+            item.seed,
+            self._request,
+            asdict(self._plan),
+            list(ranks),
+            str(self._folder),
+        )
+        self._keeper.send(list(ranks), run)
+
+    def _take(self, event: FromRank) -> bool:
+        """Books what a rank says; False for what belongs to another job or turn."""
+        replica = next((r for r, ranks in enumerate(self._replicas) if event.rank in ranks), -1)
+        turn = self.busy.get(replica)
+        if turn is None or getattr(event, "job", None) != self._job:
+            return False
+        now = time.monotonic()
+        if isinstance(event, Progress):
+            if event.stage == "denoise" and event.step > 1:
+                turn.steps.append(now - turn.heard[event.rank])
+            turn.stage[event.rank], turn.heard[event.rank] = event.stage, now
+            return True
+        if isinstance(event, Failed):
+            self._failed(event)
+        if isinstance(event, Done | Failed | Canceled):
+            turn.waiting.discard(event.rank)
+        if not turn.waiting:
+            del self.busy[replica]
+            self._deal(replica)
+        return True
+
+    def _failed(self, event: Failed) -> None:
+        error = JOB_ERRORS.get(event.code, Internal)(event.message, event.stage)
+        logger.error("%s item %d rank %d: %s", self._job, event.index, event.rank, error)
+        if not event.clean:
+            raise error
+        if self._error is None or not event.echo:
+            self._error = error
+        self._stop_all()
+
+    def _stop_all(self) -> None:
+        """Asks once; the ranks agree on the step at which they stop."""
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + CANCEL_S
+            ranks = [rank for turn in self.busy.values() for rank in turn.waiting]
+            self._keeper.send(ranks, Cancel(self._job))
+
+    def _watch(self) -> None:
+        """The step watchdog. Raises: RankHung, naming the rank that has said least."""
+        now = time.monotonic()
+        if self._give_up_at is not None and now > self._give_up_at:
+            if self._error:
+                raise self._error
+            self._todo.clear()
+            self.busy.clear()
+            self._keeper.kill()
+            return
+        for turn in self.busy.values():
+            for rank in turn.waiting:
+                limit = self._limit(turn, turn.stage[rank])
+                if now - turn.heard[rank] > limit:
+                    stage = turn.stage[rank]
+                    raise RankHung(f"Rank {rank} said nothing for {limit:.0f} s.", stage)
+
+    def _limit(self, turn: Turn, stage: str) -> float:
+        if stage == "load_model":
+            return self._settings.load_timeout_s
+        if stage == "denoise":
+            typical = statistics.median(turn.steps) if turn.steps else 0
+            return max(self._settings.stall_s, 10 * typical)
+        return self._settings.stage_timeout_s

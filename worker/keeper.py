@@ -1,0 +1,197 @@
+"""Keeper: the thread that owns the agent process and every rank's socket, and knows who lives.
+
+A rank that dies takes its group with it: the others may wait for it in a collective for ever. So
+the keeper kills them all, and the agent starts the next incarnation. It must be a thread that lives
+as long as the group, because the agent is told to die with the thread that started it.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.protocol import Decoder, Exit, FromRank, Hello, Progress, ToRank, encode
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 5  # from the wish that the ranks exit to the kill
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A rank's process has ended without being asked to."""
+
+    rank: int
+
+
+@dataclass
+class Connection:
+    socket: socket.socket
+    decoder: Decoder = field(default_factory=Decoder)
+    hello: Hello | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+class Keeper(threading.Thread):
+    """ready is set while a whole incarnation is connected. events: what the ranks say."""
+
+    def __init__(self, size: int, start_timeout_s: float) -> None:
+        super().__init__(name="group-keeper", daemon=True)
+        self.size = size
+        self.ready = threading.Event()
+        self.events: queue.SimpleQueue[FromRank | Gone] = queue.SimpleQueue()
+        self.incarnation = -1
+        self.starts = 0
+        self._start_timeout_s = start_timeout_s
+        self._stop_at: float | None = None
+        self._lock = threading.Lock()  # over _ranks: the keeper changes it, tasks read it
+        self._ranks: dict[int, Connection] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="fleet-group-"))  # mode 0700
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self._folder / "socket"))
+        self._listener.listen(size * 2)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        try:
+            while self._stop_at is None:
+                agent = self._start_agent()
+                try:
+                    self._attend(agent)
+                finally:
+                    agent.kill()  # the forkserver and the ranks die with it
+                    agent.wait()
+                    self._forget_all()
+        finally:
+            self._listener.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def send(self, ranks: list[int], message: ToRank) -> None:
+        """To ranks that live; what a dead one misses its Gone event tells."""
+        data = encode(message)
+        with self._lock:
+            for rank in ranks:
+                if rank in self._ranks:
+                    with contextlib.suppress(OSError):
+                        self._ranks[rank].socket.sendall(data)
+
+    def kill(self) -> None:
+        """SIGKILL to every rank; the next incarnation follows by itself."""
+        self.ready.clear()
+        with self._lock:
+            hellos = [c.hello for c in self._ranks.values() if c.hello]
+        for hello in hellos:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hello.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._stop_at = time.monotonic() + STOP_S
+        self.send(list(range(self.size)), Exit())
+        self.join()
+
+    def about(self) -> list[dict[str, object]]:
+        """What is known of each rank that lives."""
+        with self._lock:
+            return [
+                {"rank": rank, "pid": c.hello.pid, "device": c.hello.device, "memory": c.memory}
+                for rank, c in sorted(self._ranks.items())
+                if c.hello
+            ]
+
+    def _start_agent(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "worker.agent"),
+                *(str(self._folder / "socket"), str(self.size), str(os.getpid())),
+            ],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for the worker, not for its ranks
+        )
+
+    def _attend(self, agent: subprocess.Popen[bytes]) -> None:
+        """Reads sockets until the agent ends or a new incarnation takes too long."""
+        since = time.monotonic()  # when the group was last whole
+        while agent.poll() is None:
+            for key, _ in self._selector.select(0.2):
+                if key.fileobj is self._listener:
+                    connection = Connection(self._listener.accept()[0])
+                    self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+                else:
+                    self._read(key.data)
+            if self._stop_at is not None and time.monotonic() > self._stop_at:
+                return
+            if self.ready.is_set():
+                since = time.monotonic()
+            elif time.monotonic() - since > self._start_timeout_s:
+                logger.error("no whole group after %.0f s: a new agent", self._start_timeout_s)
+                return
+        if self._stop_at is None:
+            logger.error("the group's agent ended with exit code %s", agent.returncode)
+            time.sleep(1)  # no hot loop where it can't even start
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._lost(connection)
+            return
+        for message in connection.decoder.feed(data):
+            if isinstance(message, Hello):
+                self._joined(connection, message)
+            else:
+                if isinstance(message, Progress):
+                    connection.memory = message.memory
+                self.events.put(message)  # type: ignore[arg-type]
+
+    def _joined(self, connection: Connection, hello: Hello) -> None:
+        if hello.incarnation != self.incarnation:
+            self._forget_all()
+            self.incarnation = hello.incarnation
+        connection.hello = hello
+        with self._lock:
+            self._ranks[hello.rank] = connection
+        if len(self._ranks) == self.size:
+            logger.info("group of %d ready, incarnation %d", self.size, self.incarnation)
+            self.starts += 1
+            self.ready.set()
+
+    def _lost(self, connection: Connection) -> None:
+        self._close(connection)
+        hello = connection.hello
+        if hello is None or self._ranks.get(hello.rank) is not connection:
+            return
+        with self._lock:
+            del self._ranks[hello.rank]
+        if self.ready.is_set() and self._stop_at is None:
+            logger.error("rank %d (pid %d) is gone: the group restarts", hello.rank, hello.pid)
+        self.events.put(Gone(hello.rank))
+        if self._stop_at is None:
+            self.kill()
+
+    def _forget_all(self) -> None:
+        self.ready.clear()
+        with self._lock:
+            connections, self._ranks = list(self._ranks.values()), {}
+        for connection in connections:
+            self._close(connection)
+            if connection.hello:
+                self.events.put(Gone(connection.hello.rank))
+
+    def _close(self, connection: Connection) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.socket)
+        connection.socket.close()

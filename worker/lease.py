@@ -1,0 +1,105 @@
+"""Lease: what a running job owes Redis and what Redis tells it: renewal, progress, cancel, deadline."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from jobs.errors import DeadlineExceeded, LeaseLost, StorageUnavailable, StoreUnavailable
+from jobs.record import Claim
+from jobs.store import JobStore
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+EVERY_S = 0.25  # at most four progress events a second
+TICK_S = 0.5
+
+
+class CancelWished(Exception):
+    """Somebody asked for the end of this job."""
+
+
+class Lease:
+    """renew() is called wherever the job gets on; nothing renews for a job that hangs."""
+
+    def __init__(self, store: JobStore, claim: Claim) -> None:
+        self._store, self.claim = store, claim
+        self.stop = threading.Event()  # set by a cancel and by a deadline: the lane is to stop
+        self._ends_at = None if claim.deadline_s is None else time.monotonic() + claim.deadline_s
+        self._next = 0.0
+        self._cancel = False
+
+    def renew(
+        self, progress: dict[str, Any] | None = None, plan: dict[str, Any] | None = None
+    ) -> bool:
+        """Rate-limited; True if it reached Redis. Redis away: the job goes on. Raises: LeaseLost."""
+        now = time.monotonic()
+        if self._ends_at is not None and now > self._ends_at:
+            self.stop.set()
+        if now < self._next and plan is None:
+            return False
+        self._next = now + (EVERY_S if progress else TICK_S)
+        try:
+            self._cancel = self._store.renew(self.claim, plan, progress)
+        except StoreUnavailable as error:
+            logger.warning("%s: lease not renewed: %s", self.claim.id, error)
+            return False
+        if self._cancel:
+            self.stop.set()
+        return True
+
+    def check(self) -> None:
+        """Raises: CancelWished or DeadlineExceeded, if either stopped the job."""
+        if self._cancel:
+            raise CancelWished
+        if self.stop.is_set():
+            raise DeadlineExceeded("The job's deadline passed while it ran.")
+
+    def hold(self, call: Callable[[], R]) -> R:
+        """Runs a call that may take long, in a thread of its own, and renews meanwhile."""
+        with ThreadPoolExecutor(1) as pool:
+            future: Future[R] = pool.submit(call)
+            while not _done(future, TICK_S):
+                self.renew()
+            return future.result()
+
+    def insist(self, call: Callable[[], R]) -> R:
+        """hold(), again and again for as long as the object storage is away."""
+        delay = 0.2
+        while True:
+            try:
+                return self.hold(call)
+            except StorageUnavailable as error:
+                logger.warning("%s: %s; again in %.1f s", self.claim.id, error, delay)
+            until = time.monotonic() + delay
+            while time.monotonic() < until:
+                self.renew()
+                self.check()
+                time.sleep(0.1)
+            delay = min(5.0, delay * 2)
+
+
+def _done(future: "Future[Any]", timeout_s: float) -> bool:
+    try:
+        future.exception(timeout_s)
+    except TimeoutError:
+        return future.done()
+    return True
+
+
+def persist(call: Callable[[], R]) -> R:
+    """For the last word on a job: again for as long as Redis is away. Raises: LeaseLost."""
+    delay = 0.2
+    while True:
+        try:
+            return call()
+        except StoreUnavailable as error:
+            logger.warning("not written yet: %s", error)
+            time.sleep(delay)
+            delay = min(5.0, delay * 2)
+
+
+__all__ = ["CancelWished", "Lease", "LeaseLost", "persist"]

@@ -1,0 +1,42 @@
+"""How one job is split over the ranks of its lane."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from jobs.request import Parallel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """data: independent replicas, each takes whole items. cfg: the two guidance branches.
+    ulysses, ring: the degrees of sequence parallelism, ulysses innermost.
+
+    Raises: ValueError showing the whole plan, for a degree below 1.
+    """
+
+    data: int = 1
+    cfg: int = 1
+    ulysses: int = 1
+    ring: int = 1
+
+    def __post_init__(self) -> None:
+        if min(asdict(self).values()) < 1:
+            raise ValueError(f"every degree must be at least 1: {self}")
+
+    @classmethod
+    def of(cls, parallel: Parallel) -> "Plan":
+        return cls(parallel.data, parallel.cfg, parallel.ulysses, parallel.ring)
+
+    @property
+    def replica_width(self) -> int:
+        """Ranks that compute one item together."""
+        return self.cfg * self.ulysses * self.ring
+
+    @property
+    def width(self) -> int:
+        return self.data * self.replica_width
+
+    def replicas(self, lane: Sequence[int]) -> list[tuple[int, ...]]:
+        """The lane's ranks, cut into the replicas that take one item each."""
+        size = self.replica_width
+        return [tuple(lane[i * size : (i + 1) * size]) for i in range(self.data)]

@@ -1,0 +1,53 @@
+"""choose_plan(): from the question and the model's shape to a plan. Pure; knows no torch, no GPU."""
+
+from math import ceil
+
+from jobs.catalog import ModelSpec
+from jobs.errors import InvalidInput
+from jobs.request import JobRequest, Parallel, items
+from worker.plan import Plan
+
+# An image of up to a megapixel gains less from a split than it costs: deal whole images instead.
+SPLIT_ABOVE_PIXELS = 1024 * 1024
+# Speed-up of u ranks by Ulysses as u ** this: 1.8x on 2 and 3.5x on 4 H200s, docs/decisions.md.
+ULYSSES_GAIN = 0.9
+
+
+def choose_plan(
+    spec: ModelSpec, request: JobRequest, ranks: int, least_memory: bool = False
+) -> tuple[Plan, str]:
+    """The plan for a lane of `ranks` ranks, and the reason in a few words.
+
+    least_memory: an earlier attempt ran out of memory; take the widest replica there is.
+    Raises: InvalidInput, where an explicit plan does not fit the lane.
+    """
+    if isinstance(request.parallel, Parallel):
+        return _explicit(Plan.of(request.parallel), ranks), "explicit"
+    asked, count = request.input, len(items(request))
+    tokens = spec.shape.token_counts(asked.width, asked.height, asked.frames)
+    degrees = [
+        degree
+        for degree in range(1, ranks + 1)
+        if ranks % degree == 0 and spec.shape.refuses(degree, tokens) is None
+    ]
+    if least_memory:
+        widest = degrees[-1]
+        return Plan(data=min(ranks // widest, count), ulysses=widest), "least memory"
+    if asked.frames == 1 and asked.width * asked.height <= SPLIT_ABOVE_PIXELS:
+        return Plan(data=min(ranks, count)), "small images are dealt whole"
+
+    def duration(degree: int) -> float:
+        return ceil(count / (ranks // degree)) / degree**ULYSSES_GAIN
+
+    best = min(degrees, key=duration)
+    return Plan(data=min(ranks // best, count), ulysses=best), f"shortest for {count} outputs"
+
+
+def _explicit(plan: Plan, ranks: int) -> Plan:
+    if plan.width > ranks:
+        raise InvalidInput(f"The plan takes {plan.width} ranks; a group here has {ranks}.")
+    if ranks % plan.replica_width:
+        raise InvalidInput(
+            f"{plan.replica_width} ranks a replica do not divide a group of {ranks}."
+        )
+    return plan

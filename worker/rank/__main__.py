@@ -1,0 +1,82 @@
+"""A rank: its process group and device, its socket to the worker, then the loop.
+
+Started by worker/agent.py; the environment has what torchrun sets (RANK, WORLD_SIZE, …).
+"""
+
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from jobs.catalog import load_catalog
+from jobs.settings import Settings, load_settings
+from worker.protocol import Cancel, Exit, FromRank, Hello, Message, Run, encode, messages
+from worker.rank import logs
+from worker.rank.loop import serve
+from worker.rank.memory import pick_device
+from worker.rank.models import Models
+from worker.rank.parallel import Parallelism
+
+
+def join_group(settings: Settings) -> torch.device:
+    """NCCL for tensors on GPUs, gloo for tensors on CPU and for every agreement between ranks."""
+    device = pick_device(int(os.environ["LOCAL_RANK"]))
+    if device.type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+        # diffusers' context parallelism divides by the number of accelerators.
+        torch.accelerator.device_count = lambda: 1
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    # A rank may wait for a peer that loads a model; the watchdog, not this, finds a hung one.
+    dist.init_process_group(backend, timeout=timedelta(seconds=settings.load_timeout_s + 60))
+    return device
+
+
+def listen(connection: socket.socket, runs: "queue.Queue[Run]", canceled: set[str]) -> None:
+    """The reader thread. The rank ends with its worker, even in the middle of a collective."""
+    for message in messages(connection):
+        match message:
+            case Run():
+                canceled.discard(message.job)
+                runs.put(message)
+            case Cancel(job):
+                canceled.add(job)
+            case Exit():
+                os._exit(0)
+    os._exit(1)
+
+
+def sender(connection: socket.socket) -> Callable[[FromRank], None]:
+    lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        with lock:
+            connection.sendall(encode(message))
+
+    return send
+
+
+def main(socket_path: str, incarnation: int) -> None:
+    settings = load_settings()
+    logs.to_stderr_and_file(settings.logs, int(os.environ["RANK"]))
+    device = join_group(settings)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(socket_path)
+    runs: queue.Queue[Run] = queue.Queue()
+    canceled: set[str] = set()
+    threading.Thread(target=listen, args=(connection, runs, canceled), daemon=True).start()
+    models = Models(load_catalog(settings.models), settings.models_dir, device)
+    parallelism = Parallelism(device)
+    send = sender(connection)
+    send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device)))
+    serve(runs, send, canceled, models, parallelism)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,62 @@
+"""Pipelines in memory: loaded by catalogue entry, the last ones kept."""
+
+import importlib
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from jobs.catalog import Catalog, ModelSpec
+from jobs.errors import ModelLoadFailed
+from worker.rank.pipelines import PIPELINES
+
+logger = logging.getLogger(__name__)
+
+KEEP = 2
+
+
+class Models:
+    def __init__(self, catalog: Catalog, models_dir: Path, device: torch.device) -> None:
+        self._catalog, self._models_dir, self._device = catalog, models_dir, device
+        self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def adapter(self, model: str, task: str) -> ModuleType:
+        """The module whose load() and run() serve this task of this model."""
+        return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
+
+    def get(self, model: str, task: str) -> Any:
+        """The pipeline, from memory or loaded. Raises: ModelLoadFailed."""
+        if (model, task) not in self._loaded:
+            while len(self._loaded) >= KEEP:
+                self._evict()
+            self._loaded[model, task] = self._load(self._spec(model), task)
+        self._loaded.move_to_end((model, task))
+        return self._loaded[model, task]
+
+    def _spec(self, model: str) -> ModelSpec:
+        if model not in self._catalog:
+            raise ModelLoadFailed(f"This worker's catalogue has no model {model!r}.")
+        return self._catalog[model]
+
+    def _load(self, spec: ModelSpec, task: str) -> Any:
+        source = spec.source(self._models_dir)
+        if source.startswith("/") and not Path(source).is_dir():
+            raise ModelLoadFailed(f"Model {spec.id}: there is no folder {source}.")
+        logger.info("loading %s from %s", spec.id, source)
+        try:
+            return self.adapter(spec.id, task).load(spec, source, self._device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            logger.exception("%s can't be loaded", spec.id)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelLoadFailed(f"Model {spec.id} can't be loaded from {source}: {reason}") from None
+
+    def _evict(self) -> None:
+        (model, _task), _ = self._loaded.popitem(last=False)
+        logger.info("evicted %s", model)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,46 @@
+"""A plan applied to an ordinary pipeline from outside, and taken off again, per job."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from worker.plan import Plan
+from worker.rank.parallel.sequence import SequenceParallel
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The ranks that compute one item together, as this rank sees them."""
+
+    members: tuple[int, ...]
+    agreement: Any  # a gloo process group for flags; None for a replica of one rank
+
+    @property
+    def lead(self) -> bool:
+        return dist.get_rank() == self.members[0]
+
+
+class Parallelism:
+    """Makes every process group once, at start: creating one is collective over all ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        world = dist.get_world_size()
+        widths = [w for w in range(2, world + 1) if world % w == 0]
+        self._agreements: dict[tuple[int, ...], Any] = {}
+        for width in widths:
+            for first in range(0, world, width):
+                ranks = tuple(range(first, first + width))
+                self._agreements[ranks] = dist.new_group(list(ranks), backend="gloo")
+        self._sequence = SequenceParallel(device, widths)
+
+    def replica(self, members: tuple[int, ...]) -> Replica:
+        return Replica(members, self._agreements.get(members))
+
+    def apply(self, pipeline: Any, plan: Plan) -> None:
+        """Puts the plan on the pipeline in place of the one before; milliseconds, no reload."""
+        transformer = getattr(pipeline, "transformer", None)
+        if transformer is not None:
+            text_tokens = getattr(pipeline, "text_tokens", 0)
+            self._sequence.apply(transformer, plan.ulysses, text_tokens)

@@ -1,0 +1,153 @@
+"""What a rank reports while it computes one item, and how the ranks of a replica agree to stop."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from worker.protocol import FromRank, Progress, Run
+from worker.rank import memory
+from worker.rank.logs import SCENE
+from worker.rank.parallel import Replica
+
+logger = logging.getLogger(__name__)
+
+FINE, WISHED, FAILED = range(3)  # a vote; the highest of the replica holds
+
+
+class Stopped(Exception):
+    """The job was canceled; every rank of the replica raises it at the same step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"canceled at step {step}")
+        self.step = step
+
+
+class PeerFailed(Exception):
+    """Another rank of the replica failed before the first collective."""
+
+
+class ItemProgress:
+    """stage() and denoise() for the pipelines; what they measure goes to the worker."""
+
+    def __init__(self, run: Run, send: Callable[[FromRank], None], canceled: set[str]) -> None:
+        self._run, self._send, self._canceled = run, send, canceled
+        self.timings: dict[str, float] = {}
+        self.replica: Replica | None = None
+        self.met = False  # the peers know that this rank got as far as the first collective
+        self.together = False  # inside the collectives: this rank's failure leaves peers waiting
+        memory.reset_peak()
+
+    @property
+    def lead(self) -> bool:
+        return self.replica is None or self.replica.lead
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        # Before they meet a rank that stops would leave its peers waiting: they stop there, together.
+        alone = self.replica is None or self.replica.agreement is None
+        if self._wished() and (alone or self.met):
+            raise Stopped(0)
+        self._tell(name, 0, 0)
+        began = time.monotonic()
+        yield
+        self.timings[f"{name}_s"] = time.monotonic() - began
+
+    @contextlib.contextmanager
+    def denoise(self, steps: int) -> Iterator[Callable[..., dict[str, Any]]]:
+        """Yields a callback_on_step_end for a diffusers pipeline.
+
+        The flag of step i travels (gloo, 8 bytes) while step i+1 computes and is read at its end, so
+        all ranks stop at the same step at no cost. Not `pipe._interrupt`: that would still decode.
+        Raises: PeerFailed before the first step, Stopped after any.
+        """
+        self.meet(failed=False)
+        self._tell("denoise", 0, steps)
+        began = time.monotonic()
+        self.together = self.replica is not None and self.replica.agreement is not None
+        flag = _Flag(self.replica.agreement if self.replica else None)
+        fence = _Fence()
+
+        def on_step_end(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            fence.pass_one()
+            if flag.raised(self._wished()):
+                raise Stopped(step + 1)
+            self._tell("denoise", step + 1, steps)
+            return tensors
+
+        yield on_step_end
+        if flag.settle():
+            raise Stopped(steps)
+        self.together = False
+        self.timings["denoise_s"] = time.monotonic() - began
+
+    def meet(self, failed: bool) -> None:
+        """Once per item, before the first collective: each rank says whether it got this far.
+
+        Raises: PeerFailed or Stopped, on all ranks alike.
+        """
+        self.met = True
+        if self.replica is None or self.replica.agreement is None:
+            return
+        votes = torch.tensor([FAILED if failed else WISHED if self._wished() else FINE])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.replica.agreement)
+        if votes.item() == FAILED and not failed:
+            raise PeerFailed("Another rank of this job failed.")
+        if votes.item() == WISHED:
+            raise Stopped(0)
+
+    def _wished(self) -> bool:
+        return self._run.job in self._canceled
+
+    def _tell(self, stage: str, step: int, steps: int) -> None:
+        SCENE.job, SCENE.stage, SCENE.step = self._run.job, stage, f"{step}/{steps}"
+        logger.info("item %d", self._run.index)
+        use = {"allocated": memory.allocated_bytes(), "peak": memory.peak_bytes()}
+        self._send(
+            Progress(dist.get_rank(), self._run.job, self._run.index, stage, step, steps, use)
+        )
+
+
+class _Flag:
+    """An all-reduce in flight of whether anybody wishes to stop."""
+
+    def __init__(self, group: Any) -> None:
+        self._group, self._work, self._votes = group, None, torch.zeros(1)
+
+    def raised(self, wished: bool) -> bool:
+        """Reads the vote of the step before, then casts this step's. Alone: this step's at once."""
+        if self._group is None:
+            return wished
+        stop = self.settle()
+        if not stop:
+            self._votes = torch.tensor([float(wished)])
+            self._work = dist.all_reduce(
+                self._votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True
+            )
+        return stop
+
+    def settle(self) -> bool:
+        if self._work is None:
+            return False
+        self._work.wait()
+        self._work = None
+        return bool(self._votes.item())
+
+
+class _Fence:
+    """Keeps the CPU at most one step ahead of the GPU, so that a reported step is a true one."""
+
+    def __init__(self) -> None:
+        self._event: torch.cuda.Event | None = None
+
+    def pass_one(self) -> None:
+        if not torch.cuda.is_initialized():
+            return
+        before, self._event = self._event, torch.cuda.Event()
+        self._event.record()
+        if before is not None:
+            before.synchronize()

@@ -1,0 +1,70 @@
+"""The reaper: puts back what lost workers held, sends due hints, removes what was deleted.
+
+One in every worker, no leader: each step of it may run twice, or at the same time as another's.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+
+from jobs.artifacts import ArtifactStorage
+from jobs.errors import StorageUnavailable, StoreUnavailable
+from jobs.queue import hint
+from jobs.store import JobStore
+
+logger = logging.getLogger(__name__)
+
+
+class Reaper(threading.Thread):
+    """about: what this worker says of itself, each tick, for as long as it lives."""
+
+    def __init__(
+        self,
+        app: Celery,
+        store: JobStore,
+        storage: ArtifactStorage,
+        every_s: float,
+        worker: str,
+        about: Callable[[], dict[str, Any]],
+    ) -> None:
+        super().__init__(name="reaper", daemon=True)
+        self._app, self._store, self._storage = app, store, storage
+        self._every_s, self._worker, self._about = every_s, worker, about
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._every_s * random.uniform(0.7, 1.3)):
+            try:
+                self._tick()
+            except StoreUnavailable as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("the reaper goes on")
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+        try:
+            self._store.leave(self._worker)
+        except StoreUnavailable:
+            logger.info("Redis is away; it forgets this worker by itself")
+
+    def announce(self) -> None:
+        self._store.announce(self._worker, self._about(), ttl_s=max(15, int(4 * self._every_s)))
+
+    def _tick(self) -> None:
+        self.announce()
+        due, purge = self._store.reap()
+        for id in due:
+            hint(self._app, id)
+        for id in purge:
+            try:
+                self._storage.remove(id)
+            except StorageUnavailable as error:
+                logger.warning("%s: outputs not removed yet: %s", id, error)
+                return
+            self._store.purged(id)

@@ -1,0 +1,171 @@
+"""The task: claim a job, run it on the group, publish its result, say how it ended."""
+
+import logging
+import random
+import time
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from celery import Task, shared_task
+
+from jobs.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    JobError,
+    LeaseLost,
+    OutOfMemory,
+    StoreUnavailable,
+)
+from jobs.queue import RUN
+from jobs.record import Claim, JobState
+from jobs.request import items, stored_request
+from worker.bootstep import Fleet
+from worker.group import Ended
+from worker.lease import CancelWished, Lease, persist
+from worker.meter import Meter
+from worker.planner import choose_plan
+from worker.protocol import Done, Progress
+from worker.publish import Published, Rendered, Spool, commit, published, upload
+from worker.retries import Again, decide
+
+logger = logging.getLogger(__name__)
+
+
+class JobFailed(Exception):
+    """Raised after all is recorded, so that Flower counts the task as failed."""
+
+
+@shared_task(name=RUN, bind=True, acks_late=True, ignore_result=True)
+def run(self: Task, queue: str) -> dict[str, Any] | None:
+    """A hint has come: run the next job of this queue, whichever it is.
+
+    Answers the job and its state, for Flower; None when there was nothing to do.
+    """
+    fleet: Fleet = self.app.fleet
+    try:
+        claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
+    except StoreUnavailable as error:  # the reaper sends the hint again
+        logger.warning("no claim: %s", error)
+        return None
+    if claim is None:
+        return None
+    logger.info("%s: attempt %d", claim.id, claim.attempt)
+    state = Attempt(self, fleet, claim).run()
+    logger.info("%s: %s", claim.id, state)
+    if state is JobState.FAILED:
+        raise JobFailed(claim.id)
+    return {"job": claim.id, "state": str(state)}
+
+
+class Attempt:
+    """One attempt at one job, from the claim to its last word."""
+
+    def __init__(self, task: Task, fleet: Fleet, claim: Claim) -> None:
+        self._task, self._fleet, self._claim = task, fleet, claim
+        self._lease = Lease(fleet.store, claim)
+        self._spool = Spool(fleet.settings.spool, claim)
+        self._event_at = 0.0
+
+    def run(self) -> JobState | None:
+        """The job's state after this attempt; None when it was not ours to end."""
+        store, claim = self._fleet.store, self._claim
+        try:
+            try:
+                result = self._result()
+            except CancelWished:
+                self._spool.clear()
+                persist(lambda: store.finish(claim, JobState.CANCELED))
+                return JobState.CANCELED
+            except JobError as error:
+                return self._failed(error)
+            except (LeaseLost, StoreUnavailable):
+                raise
+            except Exception as error:
+                logger.exception("%s", claim.id)
+                return self._failed(Internal(f"{type(error).__name__}: {error}"[:500]))
+            persist(
+                lambda: store.finish(claim, JobState.SUCCEEDED, result.artifacts, result.metrics)
+            )
+            self._spool.clear()
+            return JobState.SUCCEEDED
+        except LeaseLost:
+            logger.warning("%s: another attempt took over", claim.id)
+            self._spool.clear_attempt()
+            return None
+
+    def _result(self) -> Published:
+        storage, claim = self._fleet.storage, self._claim
+        if claim.attempt > 1:  # an attempt before this one may have died just after its commit
+            earlier = self._lease.insist(lambda: published(storage, claim.id))
+            if earlier:
+                return earlier
+        rendered = self._spool.load() or self._render()
+        self._tell({"value": 0.98, "stage": "upload"})
+        began = time.monotonic()
+        artifacts = self._lease.insist(lambda: upload(storage, claim, rendered))
+        self._lease.renew(plan=rendered.plan)  # is it still ours, is it still wanted?
+        self._lease.check()
+        metrics = {**rendered.metrics, "upload_s": time.monotonic() - began}
+        return self._lease.insist(lambda: commit(storage, claim, artifacts, metrics))
+
+    def _render(self) -> Rendered:
+        fleet, claim = self._fleet, self._claim
+        request = stored_request(claim.request)
+        if request.model not in fleet.catalog:
+            raise InvalidInput(f"This worker's catalogue has no model {request.model!r}.")
+        ran_out = any(error["code"] == OutOfMemory.code for error in claim.errors)
+        plan, reason = choose_plan(
+            fleet.catalog[request.model], request, fleet.group.size, least_memory=ran_out
+        )
+        about = {**asdict(plan), "width": plan.width, "reason": reason}
+        self._lease.renew(plan=about)
+        work = items(request)
+        meter = Meter(work, plan.width)
+        stream = fleet.group.run(
+            claim.id, claim.request, work, plan, self._spool.folder, self._lease.stop
+        )
+        with closing(stream):
+            for event in stream:
+                if isinstance(event, Progress):
+                    self._tell(meter.progress(event))
+                elif isinstance(event, Done):
+                    meter.done(event)
+                elif isinstance(event, Ended) and event.canceled:
+                    self._spool.clear_attempt()
+                    self._lease.check()
+                else:
+                    self._lease.renew()
+        rendered = Rendered(meter.files(), meter.metrics(), about)
+        self._spool.keep(rendered)
+        return rendered
+
+    def _tell(self, progress: dict[str, Any]) -> None:
+        """To the record, and at most once a second to Flower, where the state is PROGRESS."""
+        self._lease.renew(progress)
+        now = time.monotonic()
+        if now - self._event_at >= 1:
+            self._event_at = now
+            self._task.send_event("task-progress", job=self._claim.id, **progress)
+
+    def _failed(self, error: JobError) -> JobState:
+        store, claim = self._fleet.store, self._claim
+        if not isinstance(error, DeadlineExceeded) and self._lease.stop.is_set():
+            try:  # what went wrong while the lane was being stopped is not the news
+                self._lease.check()
+            except CancelWished:
+                persist(lambda: store.finish(claim, JobState.CANCELED))
+                return JobState.CANCELED
+            except DeadlineExceeded as deadline:
+                error = deadline
+        answer = error.answer()
+        logger.error("%s: %s: %s", claim.id, error.code, error)
+        decision = decide(error, claim.errors, self._fleet.settings.max_tries, random.random())
+        if isinstance(decision, Again):
+            return persist(
+                lambda: store.fail(claim, answer, decision.delay_s, decision.counted)
+            )
+        self._spool.clear()
+        persist(lambda: store.finish(claim, JobState.FAILED, error=answer, dead=decision.dead))
+        return JobState.FAILED
