@@ -96,7 +96,7 @@ class ArtifactStorage:
         return self._folder / key if self._folder else None
 
     def link(self, key: str) -> tuple[str, int] | None:
-        """A signed URL that any HTTP client can open, and its life in seconds; None for a folder."""
+        """A signed URL for any HTTP client, and its life in seconds; None for a folder."""
         if self._links is None:
             return None
         url = obstore.sign(self._links, "GET", key, timedelta(seconds=self._link_s))

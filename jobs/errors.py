@@ -8,6 +8,7 @@ FleetError
 │   ├── NotFound                 404
 │   ├── ModelNotFound            404
 │   ├── NotReady                 409, ask again later
+│   ├── OutputExpired            410
 │   ├── InvalidRequest           422
 │   └── KeyReused                422
 ├── StoreUnavailable             Redis is away
@@ -77,6 +78,10 @@ class ModelNotFound(RequestError):
 
 class NotReady(RequestError):
     status, code, retryable = 409, "not_ready", True
+
+
+class OutputExpired(RequestError):
+    status, code = 410, "output_expired"
 
 
 class InvalidRequest(RequestError):

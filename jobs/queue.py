@@ -1,4 +1,4 @@
-"""The Celery app's sending half: broker, queues, and the hint, a message that says "there is work"."""
+"""The Celery app's sending half: broker, queues, and the hint ("there is work, X for one")."""
 
 from urllib.parse import quote
 

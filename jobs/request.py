@@ -111,6 +111,11 @@ def stored_request(text: str) -> JobRequest:
     return _STORED.validate_json(text)
 
 
+def input_schema(task: Task) -> dict[str, Any]:
+    """JSON schema of `input`; the model's limits come on top."""
+    return REQUESTS[task].model_fields["input"].annotation.model_json_schema()  # type: ignore
+
+
 def items(request: JobRequest) -> list[Item]:
     """prompts x n, each with its own seed: seed, seed+1, …"""
     prompt = request.input.prompt
@@ -160,12 +165,10 @@ def _task(body: dict[str, Any], spec: ModelSpec) -> Task:
 
 
 # What api.md names and no task of today takes: harmless when empty.
-_EMPTY = {"image": None, "mask": None, "strength": None, "loras": [], "extra": {}}
+_EMPTY: dict[str, Any] = {"image": None, "mask": None, "strength": None, "loras": [], "extra": {}}
 
 
-def _fill(
-    body: dict[str, Any], spec: ModelSpec, task: Task
-) -> tuple[dict[str, Any], list[str]]:
+def _fill(body: dict[str, Any], spec: ModelSpec, task: Task) -> tuple[dict[str, Any], list[str]]:
     filled = {key: value for key, value in body.items() if value is not None}
     filled["task"] = task
     warnings = []

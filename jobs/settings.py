@@ -11,6 +11,7 @@ from jobs.errors import SettingsError
 
 CLIENT_ONLY = {"FLEET_URL"}  # read by the command line, which imports nothing of this
 
+CATALOG = Path(__file__).with_name("models.toml")
 DATA_DIR = Path("~/.local/share/diffusion-fleet").expanduser()
 
 
@@ -23,7 +24,7 @@ class Settings:
     s3_endpoint: str | None = None
     s3_public_endpoint: str | None = None  # what clients see, where it differs from the above
     link_s: int = 3600
-    models: Path = Path(__file__).with_name("models.toml")
+    models: Path = CATALOG
     models_dir: Path = DATA_DIR / "models"
     ranks: int | None = None  # None: the GPUs of the node, or 2 on CPU
     lease_s: float = 30

@@ -1,13 +1,14 @@
-"""JobStore: the job's life in Redis. The only Redis code of the project; the steps are in store.lua."""
+"""JobStore: the job's life in Redis. The only Redis code here; the steps are in store.lua."""
 
 import functools
 import json
+import operator
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -52,7 +53,7 @@ class JobStore:
     """Every method raises StoreUnavailable within about 2 s when Redis is away."""
 
     def __init__(self, url: str, prefix: str, lease_s: float = 30) -> None:
-        self._redis = redis.Redis.from_url(
+        self._redis: Any = redis.Redis.from_url(
             url,
             decode_responses=True,
             socket_timeout=2,
@@ -140,8 +141,8 @@ class JobStore:
     @_away
     def position(self, job: Job) -> int | None:
         """How many jobs are before this one in its queue."""
-        rank = self._redis.zrank(self._key(f"queued:{job.queue}"), job.id)
-        return cast("int | None", rank)
+        rank: int | None = self._redis.zrank(self._key(f"queued:{job.queue}"), job.id)
+        return rank
 
     @_away
     def list_jobs(
@@ -159,8 +160,8 @@ class JobStore:
         start, end = (high, low) if newest_first else (low, high)
         rows: list[tuple[str, float]] = self._redis.zrange(
             index,
-            cast(int, start),
-            cast(int, end),
+            start,
+            end,
             desc=newest_first,
             byscore=True,
             withscores=True,
@@ -169,9 +170,8 @@ class JobStore:
         )
         if last:
             mark = (float(score), last)
-            rows = [
-                (id, at) for id, at in rows if ((at, id) < mark if newest_first else (at, id) > mark)
-            ]
+            beyond = operator.lt if newest_first else operator.gt
+            rows = [(id, at) for id, at in rows if beyond((at, id), mark)]
         page = rows[:limit]
         with self._redis.pipeline(transaction=False) as pipe:
             for id, _at in page:
@@ -204,9 +204,8 @@ class JobStore:
         if answer is None:
             return None
         id, token, attempt, request, deadline_s, errors = answer
-        return Claim(
-            id, token, attempt, request, float(deadline_s) if deadline_s else None, json.loads(errors)
-        )
+        left = float(deadline_s) if deadline_s else None
+        return Claim(id, token, attempt, request, left, json.loads(errors))
 
     @_away
     def renew(
@@ -263,9 +262,7 @@ class JobStore:
 
         It is canceled instead where that was wished, failed where no time is left.
         """
-        state = self._step(
-            "fail", claim.id, claim.token, json.dumps(error), delay_s, int(counted)
-        )
+        state = self._step("fail", claim.id, claim.token, json.dumps(error), delay_s, int(counted))
         if state == "fenced":
             raise LeaseLost(f"{claim.id} is not ours any more.")
         return JobState(state)

@@ -72,7 +72,9 @@ def main() -> None:
             return
         except ChildFailedError as error:
             ends = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            print(f"[agent] the group ended, exit codes by rank: {ends}", file=sys.stderr, flush=True)
+            print(
+                f"[agent] the group ended, exit codes by rank: {ends}", file=sys.stderr, flush=True
+            )
         if time.monotonic() - began < QUICK_DEATH_S:
             time.sleep(1)
 

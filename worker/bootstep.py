@@ -35,9 +35,9 @@ class Fleet:
 
 
 class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """On the worker, before its pool: ready before a message comes, stopped after the last job ended.
+    """On the worker, before its pool: ready before a message comes, stopped after the last job.
 
-    (Steps of the consumer start anew at every reconnect.)
+    Not on the consumer, whose steps start anew at every reconnect.
     """
 
     def __init__(self, worker: Any, **options: Any) -> None:

@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Group:
         plan: Plan,
         folder: Path,
         cancel: threading.Event,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Deals the items to the plan's replicas as these become free; the stream ends with Ended.
 
         cancel: set it, and the lane stops within one or two denoising steps.
@@ -127,7 +127,7 @@ class _Lane:
         self._error: JobError | None = None
         self._give_up_at: float | None = None
 
-    def events(self, cancel: threading.Event) -> Iterator[Event]:
+    def events(self, cancel: threading.Event) -> Generator[Event, None, None]:
         for replica in range(len(self._replicas)):
             self._deal(replica)
         while self.busy:

@@ -1,4 +1,4 @@
-"""Lease: what a running job owes Redis and what Redis tells it: renewal, progress, cancel, deadline."""
+"""Lease: what a running job owes Redis and what it learns there: cancel, deadline, loss."""
 
 import logging
 import threading
@@ -35,7 +35,10 @@ class Lease:
     def renew(
         self, progress: dict[str, Any] | None = None, plan: dict[str, Any] | None = None
     ) -> bool:
-        """Rate-limited; True if it reached Redis. Redis away: the job goes on. Raises: LeaseLost."""
+        """Rate-limited; True if it reached Redis. If Redis is away, the job goes on.
+
+        Raises: LeaseLost.
+        """
         now = time.monotonic()
         if self._ends_at is not None and now > self._ends_at:
             self.stop.set()

@@ -8,7 +8,7 @@ from jobs.request import Item
 from worker.protocol import Done, Progress
 
 # How far an item is when a stage begins; denoising goes from its figure to the next one's.
-SHARE = {"load_model": 0.0, "text_encode": 0.0, "denoise": 0.02, "vae_decode": 0.9, "encode_file": 0.97}
+SHARE = {"text_encode": 0.0, "denoise": 0.02, "vae_decode": 0.9, "encode_file": 0.97}
 UPLOAD = 0.98
 
 
@@ -67,7 +67,7 @@ class Meter:
         stages = {name for timings in self._timings for name in timings}
         total = time.monotonic() - self._began
         return {
-            **{name: round(sum(t.get(name, 0) for t in self._timings), 4) for name in sorted(stages)},
+            **{s: round(sum(t.get(s, 0) for t in self._timings), 4) for s in sorted(stages)},
             "total_s": round(total, 4),
             "gpu_seconds": round(total * self._width, 4),
             "peak_memory_bytes": {str(rank): peak for rank, peak in sorted(self._peaks.items())},

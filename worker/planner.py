@@ -1,4 +1,4 @@
-"""choose_plan(): from the question and the model's shape to a plan. Pure; knows no torch, no GPU."""
+"""choose_plan(): from the question and the model's shape to a plan. Pure; knows no GPU."""
 
 from math import ceil
 
@@ -37,7 +37,7 @@ def choose_plan(
         return Plan(data=min(ranks, count)), "small images are dealt whole"
 
     def duration(degree: int) -> float:
-        return ceil(count / (ranks // degree)) / degree**ULYSSES_GAIN
+        return ceil(count / (ranks // degree)) / float(degree**ULYSSES_GAIN)
 
     best = min(degrees, key=duration)
     return Plan(data=min(ranks // best, count), ulysses=best), f"shortest for {count} outputs"

@@ -99,8 +99,7 @@ FromRank = Hello | Progress | Done | Failed | Canceled
 Message = ToRank | FromRank
 
 KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (Run, Cancel, Exit, Hello, Progress, Done, Failed, Canceled)
+    kind.__name__: kind for kind in (Run, Cancel, Exit, Hello, Progress, Done, Failed, Canceled)
 }
 
 _LENGTH = struct.Struct("<I")

@@ -37,7 +37,9 @@ class JobFailed(Exception):
     """Raised after all is recorded, so that Flower counts the task as failed."""
 
 
-@shared_task(name=RUN, bind=True, acks_late=True, ignore_result=True)
+@shared_task(  # type: ignore[untyped-decorator]
+    name=RUN, bind=True, acks_late=True, ignore_result=True
+)
 def run(self: Task, queue: str) -> dict[str, Any] | None:
     """A hint has come: run the next job of this queue, whichever it is.
 
@@ -163,9 +165,7 @@ class Attempt:
         logger.error("%s: %s: %s", claim.id, error.code, error)
         decision = decide(error, claim.errors, self._fleet.settings.max_tries, random.random())
         if isinstance(decision, Again):
-            return persist(
-                lambda: store.fail(claim, answer, decision.delay_s, decision.counted)
-            )
+            return persist(lambda: store.fail(claim, answer, decision.delay_s, decision.counted))
         self._spool.clear()
         persist(lambda: store.finish(claim, JobState.FAILED, error=answer, dead=decision.dead))
         return JobState.FAILED

@@ -59,9 +59,7 @@ def tokenizer(pad: str, begin: str | None, end: str, length: int) -> PreTrainedT
 
 def tiny_video() -> WanPipeline:
     words = tokenizer("<pad>", None, "</s>", 512)
-    text = UMT5Config(
-        vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
-    )
+    text = UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     return WanPipeline(
         tokenizer=words,
         text_encoder=UMT5EncoderModel(text).eval(),
@@ -75,9 +73,7 @@ def tiny_video() -> WanPipeline:
             cross_attn_norm=True,
             qk_norm="rms_norm_across_heads",
         ).eval(),
-        vae=AutoencoderKLWan(
-            base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1
-        ).eval(),
+        vae=AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval(),
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,

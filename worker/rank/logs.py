@@ -34,7 +34,10 @@ def to_stderr_and_file(folder: Path, rank: int) -> None:
         record.memory = f"{allocated_bytes() / 2**20:.0f}MiB"
         return True
 
-    for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(folder / f"rank-{rank}.log")):
+    for handler in (
+        logging.StreamHandler(sys.stderr),
+        logging.FileHandler(folder / f"rank-{rank}.log"),
+    ):
         handler.setFormatter(logging.Formatter(FORMAT))
         handler.addFilter(describe)
         logging.getLogger("worker").addHandler(handler)

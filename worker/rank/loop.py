@@ -35,9 +35,7 @@ def serve(
         SCENE.stage, SCENE.step = "idle", "-"
 
 
-def _answer(
-    run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism
-) -> FromRank:
+def _answer(run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism) -> FromRank:
     rank = dist.get_rank()
     try:
         file = _compute(run, progress, models, parallelism)
@@ -49,7 +47,7 @@ def _answer(
     return Done(rank, run.job, run.index, file, progress.timings, memory.peak_bytes())
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def _compute(
     run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism
 ) -> dict[str, object] | None:
@@ -80,6 +78,4 @@ def _failure(run: Run, progress: ItemProgress, error: Exception) -> Failed:
     code = error.code if isinstance(error, JobError) else Internal.code
     if torch.cuda.is_initialized() and clean:
         torch.cuda.empty_cache()
-    return Failed(
-        dist.get_rank(), run.job, run.index, code, str(error), SCENE.stage, clean, echo
-    )
+    return Failed(dist.get_rank(), run.job, run.index, code, str(error), SCENE.stage, clean, echo)

@@ -53,7 +53,9 @@ class Models:
         except Exception as error:
             logger.exception("%s can't be loaded", spec.id)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelLoadFailed(f"Model {spec.id} can't be loaded from {source}: {reason}") from None
+            raise ModelLoadFailed(
+                f"Model {spec.id} can't be loaded from {source}: {reason}"
+            ) from None
 
     def _evict(self) -> None:
         (model, _task), _ = self._loaded.popitem(last=False)

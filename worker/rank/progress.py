@@ -48,7 +48,7 @@ class ItemProgress:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        # Before they meet a rank that stops would leave its peers waiting: they stop there, together.
+        # Before they meet, a rank that stops would leave its peers waiting: they stop there.
         alone = self.replica is None or self.replica.agreement is None
         if self._wished() and (alone or self.met):
             raise Stopped(0)
@@ -58,11 +58,11 @@ class ItemProgress:
         self.timings[f"{name}_s"] = time.monotonic() - began
 
     @contextlib.contextmanager
-    def denoise(self, steps: int) -> Iterator[Callable[..., dict[str, Any]]]:
+    def denoise(self, steps: int) -> Iterator[Callable[..., Any]]:
         """Yields a callback_on_step_end for a diffusers pipeline.
 
-        The flag of step i travels (gloo, 8 bytes) while step i+1 computes and is read at its end, so
-        all ranks stop at the same step at no cost. Not `pipe._interrupt`: that would still decode.
+        The flag of step i travels (gloo, 4 bytes) while step i+1 computes and is read at its end,
+        so all ranks stop at the same step at no cost. Not `pipe._interrupt`: that still decodes.
         Raises: PeerFailed before the first step, Stopped after any.
         """
         self.meet(failed=False)
@@ -72,7 +72,9 @@ class ItemProgress:
         flag = _Flag(self.replica.agreement if self.replica else None)
         fence = _Fence()
 
-        def on_step_end(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def on_step_end(
+            _pipe: Any, step: int, _time: Any, tensors: dict[str, Any]
+        ) -> dict[str, Any]:
             fence.pass_one()
             if flag.raised(self._wished()):
                 raise Stopped(step + 1)

@@ -72,7 +72,7 @@ def _in_model_order(forward: Callable[..., torch.Tensor]) -> Callable[..., torch
     def ordered(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kw: Any
     ) -> torch.Tensor:
-        config = kw.get("_parallel_config")
+        config: Any = kw.get("_parallel_config")
         text = getattr(config, "text_tokens", 0)
         if not text:
             return forward(ctx, query, key, value, *args, **kw)

@@ -1,0 +1,34 @@
+"""The web process: `gunicorn "api:create_app()"`. It writes new jobs and wishes, reads the rest."""
+
+from flask import Flask
+
+from api import errors, health, jobs, models
+from api.services import Services
+from jobs.artifacts import ArtifactStorage
+from jobs.catalog import load_catalog
+from jobs.errors import SettingsError
+from jobs.queue import make_app
+from jobs.settings import load_settings
+from jobs.store import JobStore
+
+
+def create_app() -> Flask:
+    """Settings come from the environment; a bad one ends the process with a sentence."""
+    try:
+        settings = load_settings()
+        catalog = load_catalog(settings.models)
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions["fleet"] = Services(
+        settings,
+        catalog,
+        JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
+        ArtifactStorage(settings),
+        make_app(settings),
+    )
+    errors.register(app)
+    for blueprint in (jobs.blueprint, models.blueprint, health.blueprint):
+        app.register_blueprint(blueprint)
+    return app

@@ -1,0 +1,106 @@
+"""Every error as application/problem+json (RFC 9457), with OpenAI's `error` object in it."""
+
+import http
+import logging
+import secrets
+import time
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from jobs.errors import Problem, RequestError, StorageUnavailable, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 2
+CODES = {404: "not_found", 413: "payload_too_large", 415: "unsupported_media_type"}
+
+
+def register(app: Flask) -> None:
+    app.before_request(_name_request)
+    app.after_request(_tell_name)
+    app.register_error_handler(RequestError, _refused)
+    app.register_error_handler(StoreUnavailable, _away)
+    app.register_error_handler(StorageUnavailable, _away)
+    app.register_error_handler(RequestEntityTooLarge, _too_large)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _internal)
+
+
+def _name_request() -> None:
+    g.request_id = f"req_{secrets.token_hex(8)}"
+
+
+def _tell_name(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    return response
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    problems: tuple[Problem, ...] = (),
+    retryable: bool = False,
+) -> Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body: dict[str, Any] = {
+        "type": f"urn:diffusion-fleet:problem:{code}",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": g.request_id,
+        "retryable": retryable,
+        "errors": [{"pointer": p.pointer, "code": p.code, "detail": p.detail} for p in problems],
+        "error": {
+            "message": detail,
+            "type": kind,
+            "param": problems[0].pointer.lstrip("/").replace("/", ".") if problems else None,
+            "code": code,
+        },
+    }
+    response = jsonify(body)
+    response.status_code = status
+    response.mimetype = "application/problem+json"
+    if retryable:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def _refused(error: RequestError) -> Response:
+    return problem(error.status, error.code, str(error), error.problems, error.retryable)
+
+
+def _away(error: StoreUnavailable | StorageUnavailable) -> Response:
+    logger.warning("%s: %s", g.request_id, error)
+    code = "broker_unavailable" if isinstance(error, StoreUnavailable) else "storage_unavailable"
+    what = "queue" if isinstance(error, StoreUnavailable) else "object storage"
+    return problem(503, code, f"The {what} does not answer; try again.", retryable=True)
+
+
+def _too_large(error: RequestEntityTooLarge) -> Response:
+    """A client that is still sending would see a reset, not the answer: read on, within bounds."""
+    until = time.monotonic() + 5
+    left = min(request.content_length or 0, 2**28)
+    stream = request.environ["wsgi.input"]
+    while left > 0 and time.monotonic() < until and (data := stream.read(min(left, 2**16))):
+        left -= len(data)
+    response = _http(error)
+    response.headers["Connection"] = "close"
+    return response
+
+
+def _http(error: HTTPException) -> Response:
+    status = error.code or 500
+    code = CODES.get(status, http.HTTPStatus(status).name.lower())
+    response = problem(status, code, error.description or code)
+    if allow := getattr(error, "valid_methods", None):
+        response.headers["Allow"] = ", ".join(sorted(allow))
+    return response
+
+
+def _internal(error: Exception) -> Response:
+    logger.error("%s", g.request_id, exc_info=error)
+    return problem(500, "internal", "Our fault. The request id finds it in the log.")

@@ -1,0 +1,40 @@
+"""/livez, /readyz, /version: for load balancers and people; no key needed."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+from flask import Blueprint, Response, jsonify
+
+from api.services import services
+from jobs.errors import StorageUnavailable, StoreUnavailable
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/livez")
+def livez() -> Response:
+    return jsonify({"status": "ok"})
+
+
+@blueprint.get("/readyz")
+def readyz() -> tuple[Response, int]:
+    """Ready when a job could be accepted and its result read. Workers are counted, not required."""
+    fleet = services()
+    checks = {"redis": _check(fleet.store.ping), "storage": _check(fleet.storage.ping)}
+    ready = all(state == "ok" for state in checks.values())
+    workers = list(fleet.store.workers()) if checks["redis"] == "ok" else []
+    body = {"status": "ok" if ready else "unavailable", "checks": checks, "workers": workers}
+    return jsonify(body), 200 if ready else 503
+
+
+@blueprint.get("/version")
+def get_version() -> Response:
+    return jsonify({"version": version("diffusion-fleet")})
+
+
+def _check(call: Callable[[], None]) -> str:
+    try:
+        call()
+    except (StoreUnavailable, StorageUnavailable) as error:
+        return str(error)
+    return "ok"

@@ -1,0 +1,204 @@
+"""/v1/jobs: create, get, list, cancel, delete, outputs."""
+
+import hashlib
+import json
+import re
+import time
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, redirect, request, send_file, url_for
+from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.wrappers import Response as BaseResponse
+
+from api.answers import job_answer
+from api.services import services
+from jobs.errors import (
+    InvalidRequest,
+    MalformedJson,
+    NotFound,
+    NotReady,
+    OutputExpired,
+    Problem,
+)
+from jobs.queue import submit_hint
+from jobs.record import Job, JobState
+from jobs.request import JobRequest, Parallel, parse_request
+
+blueprint = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
+
+POLL_S = 0.1
+
+
+@blueprint.post("")
+def create() -> Response:
+    fleet = services()
+    body = _json_body()
+    asked, warnings = parse_request(body, fleet.catalog)
+    _check_width(asked)
+    id, created = fleet.store.submit(
+        asked,
+        warnings=warnings,
+        key=_idempotency_key(),
+        body_hash=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+    )
+    if created:
+        submit_hint(fleet.celery, fleet.store, id)
+    wait_s = _wait_s()
+    job = _wait(id, wait_s, lambda job: job.state.final)
+    response = jsonify(job_answer(job))
+    response.status_code = 200 if wait_s and job.state.final else 202
+    response.headers["Location"] = url_for("jobs.get", id=id)
+    if not created:
+        response.headers["Idempotent-Replayed"] = "true"
+    if not job.state.final:
+        response.headers["Retry-After"] = "1"
+    return _applied(response, wait_s)
+
+
+@blueprint.get("/<id>")
+def get(id: str) -> Response:
+    """With `Prefer: wait=N` it answers at the next change of status, at the latest after N s."""
+    wait_s, before = _wait_s(), _job(id)
+    job = _wait(id, wait_s, lambda job: job.state.final or job.status != before.status)
+    return _applied(jsonify(job_answer(job)), wait_s)
+
+
+@blueprint.get("")
+def list_all() -> Response:
+    known = {"status", "limit", "after", "order"}
+    for name in request.args:
+        if name not in known:
+            raise _bad_parameter(name, f"Known are {', '.join(sorted(known))}.")
+    jobs, cursor = services().store.list_jobs(
+        state=_choice("status", [s.value for s in JobState], JobState),
+        limit=_limit(),
+        after=_cursor(),
+        newest_first=_choice("order", ["desc", "asc"], str) != "asc",
+    )
+    data = [job_answer(job) for job in jobs]
+    return jsonify({"object": "list", "data": data, "has_more": cursor is not None, "next": cursor})
+
+
+@blueprint.post("/<id>/cancel")
+def cancel(id: str) -> Response:
+    """Again and again, if you like: the answer is the job as it stands."""
+    if not services().store.cancel(id):
+        raise _unknown(id)
+    return jsonify(job_answer(_job(id)))
+
+
+@blueprint.delete("/<id>")
+def delete(id: str) -> tuple[str, int]:
+    if not services().store.delete(id):
+        raise _unknown(id)
+    return "", 204
+
+
+@blueprint.get("/<id>/outputs/<int:index>")
+def output(id: str, index: int) -> BaseResponse:
+    """302 to a signed URL, or the bytes where the storage is a folder."""
+    job = _job(id)
+    if job.state is not JobState.SUCCEEDED:
+        if job.state.final:
+            raise NotFound(f"Job {id} {job.status}: it has no outputs.")
+        raise NotReady(f"Job {id} is {job.status}.")
+    artifact = next((a for a in job.artifacts if a.index == index), None)
+    if artifact is None:
+        raise NotFound(f"Job {id} has outputs 0 to {len(job.artifacts) - 1}.")
+    storage = services().storage
+    if link := storage.link(artifact.key):
+        return redirect(link[0], 302)
+    path = storage.path(artifact.key)
+    if path is None or not path.is_file():
+        raise OutputExpired(f"Output {index} of job {id} is gone from the storage.")
+    return send_file(path, artifact.content_type, conditional=True, etag=artifact.sha256)
+
+
+def _json_body() -> Any:
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("Send the request as application/json.")
+    try:
+        return json.loads(request.get_data(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedJson(f"The body is no JSON: {error}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _check_width(asked: JobRequest) -> None:
+    """An explicit plan that no worker of now could run is refused, not queued for ever."""
+    if not isinstance(asked.parallel, Parallel):
+        return
+    sizes = [about["size"] for about in services().store.workers().values()]
+    if sizes and max(sizes) < asked.parallel.width:
+        detail = f"The plan takes {asked.parallel.width} ranks; the largest group has {max(sizes)}."
+        raise InvalidRequest(detail, Problem("/parallel", "plan", detail))
+
+
+def _idempotency_key() -> str:
+    key = request.headers.get("Idempotency-Key", "")
+    if len(key) > 255 or not key.isprintable():
+        raise InvalidRequest("Idempotency-Key: at most 255 printable characters.")
+    return key
+
+
+def _wait_s() -> int:
+    asked = re.search(r"\bwait=(\d{1,9})\b", request.headers.get("Prefer", ""))
+    return min(int(asked[1]), services().settings.max_wait_s) if asked else 0
+
+
+def _applied(response: Response, wait_s: int) -> Response:
+    if wait_s:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+    return response
+
+
+def _job(id: str) -> Job:
+    job = services().store.get(id)
+    if job is None:
+        raise _unknown(id)
+    return job
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"There is no job {id[:80]!r}.")
+
+
+def _wait(id: str, wait_s: int, enough: Any) -> Job:
+    """Reads the whole record only when its seq has moved."""
+    until = time.monotonic() + wait_s
+    job = _job(id)
+    while not enough(job) and time.monotonic() < until:
+        time.sleep(POLL_S)
+        if services().store.seq(id) != job.seq:
+            job = _job(id)
+    return job
+
+
+def _bad_parameter(name: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(f"Query parameter {name[:80]!r}: {detail}", Problem("", "query", detail))
+
+
+def _choice(name: str, known: list[str], kind: Any) -> Any:
+    value = request.args.get(name)
+    if value is None:
+        return None
+    if value not in known:
+        raise _bad_parameter(name, f"One of {', '.join(known)}.")
+    return kind(value)
+
+
+def _limit() -> int:
+    text = request.args.get("limit", "20")
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise _bad_parameter("limit", "A whole number from 1 to 100.")
+    return int(text)
+
+
+def _cursor() -> str:
+    text = request.args.get("after", "")
+    if text and not re.fullmatch(r"\d+\.?\d*/\w+", text):
+        raise _bad_parameter("after", "The `next` of the page before.")
+    return text

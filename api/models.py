@@ -1,0 +1,44 @@
+"""/v1/models: what may be asked."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from api.services import services
+from jobs.catalog import ModelSpec
+from jobs.errors import ModelNotFound
+from jobs.request import input_schema
+
+blueprint = Blueprint("models", __name__, url_prefix="/v1/models")
+
+
+@blueprint.get("")
+def list_all() -> Response:
+    workers = services().store.workers()
+    data = [_card(spec, workers) for spec in services().catalog.values()]
+    return jsonify({"object": "list", "data": data, "has_more": False, "next": None})
+
+
+@blueprint.get("/<id>")
+def get(id: str) -> Response:
+    spec = services().catalog.get(id)
+    if spec is None:
+        raise ModelNotFound(f"There is no model {id[:80]!r}.")
+    return jsonify(_card(spec, services().store.workers()))
+
+
+def _card(spec: ModelSpec, workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An OpenAI model card and more."""
+    return {
+        "id": spec.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": spec.owned_by,
+        "tasks": list(spec.tasks),
+        "input_schema": {task: input_schema(task) for task in spec.tasks},
+        "defaults": spec.defaults,
+        "limits": spec.limits.model_dump(),
+        "workers_ready": sum(
+            about["group"]["ready"] and spec.id in about["models"] for about in workers.values()
+        ),
+    }

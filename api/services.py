@@ -1,0 +1,25 @@
+"""What every view works with."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from celery import Celery
+from flask import current_app
+
+from jobs.artifacts import ArtifactStorage
+from jobs.catalog import Catalog
+from jobs.settings import Settings
+from jobs.store import JobStore
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    catalog: Catalog
+    store: JobStore
+    storage: ArtifactStorage
+    celery: Celery
+
+
+def services() -> Services:
+    return cast(Services, current_app.extensions["fleet"])
