@@ -91,8 +91,7 @@ def _model(path: Path, id: str, table: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec(**{**table, "id": id})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise SettingsError(
-            f"The catalogue {path}, model {id!r}, field {field!r}: {first['msg']}."
-        ) from None
+        wrong = "; ".join(
+            f"field {'.'.join(map(str, e['loc']))!r}: {e['msg']}" for e in error.errors()
+        )
+        raise SettingsError(f"The catalogue {path}, model {id!r}, {wrong}.") from None

@@ -1,0 +1,123 @@
+"""What may be asked, and what is said of what may not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.catalog import load_catalog
+from jobs.errors import InvalidRequest, ModelNotFound, RequestError, UnsupportedTask
+from jobs.request import Item, items, parse_request, stored_request
+
+CATALOG = load_catalog(Path(__file__).parent / "fixtures" / "models.toml")
+
+
+def video(**input: Any) -> dict[str, Any]:
+    return {"model": "tiny-video", "input": {"prompt": "x", **input}}
+
+
+def image(**input: Any) -> dict[str, Any]:
+    return {"model": "tiny-image", "input": {"prompt": "x", **input}}
+
+
+REFUSED: list[tuple[Any, type[RequestError], str]] = [
+    ([], InvalidRequest, ""),
+    ("x", InvalidRequest, ""),
+    (None, InvalidRequest, ""),
+    ({}, InvalidRequest, "/model"),
+    ({"model": ["a"]}, InvalidRequest, "/model"),
+    ({"model": "tiny-vide"}, ModelNotFound, "/model"),
+    ({"model": "../../etc/passwd"}, ModelNotFound, "/model"),
+    ({**video(), "task": "text-to-image"}, UnsupportedTask, "/task"),
+    ({**video(), "task": 7}, UnsupportedTask, "/task"),
+    ({"model": "tiny-video"}, InvalidRequest, "/input"),
+    ({"model": "tiny-video", "input": "x"}, InvalidRequest, "/input"),
+    ({"model": "tiny-video", "input": {}}, InvalidRequest, "/input/prompt"),
+    (video(prompt=""), InvalidRequest, "/input/prompt"),
+    (video(prompt=[]), InvalidRequest, "/input/prompt"),
+    (video(prompt=["a", ""]), InvalidRequest, "/input/prompt/1"),
+    (video(prompt="x" * 20_000), InvalidRequest, "/input/prompt"),
+    (video(negative_prompt="x" * 20_000), InvalidRequest, "/input/negative_prompt"),
+    (video(n=0), InvalidRequest, "/input/n"),
+    (video(n=65), InvalidRequest, "/input/n"),
+    (video(n=True), InvalidRequest, "/input/n"),
+    (video(n="2"), InvalidRequest, "/input/n"),
+    (video(prompt=["a"] * 33, n=2), InvalidRequest, "/input/n"),
+    (video(seed=-1), InvalidRequest, "/input/seed"),
+    (video(seed=2**60), InvalidRequest, "/input/seed"),
+    (video(width=65), InvalidRequest, "/input/width"),
+    (video(width=0), InvalidRequest, "/input/width"),
+    (video(height=272), InvalidRequest, "/input/height"),
+    (image(width=256, height=1000), InvalidRequest, "/input/height"),
+    (video(num_frames=8), InvalidRequest, "/input/num_frames"),
+    (video(num_frames=53), InvalidRequest, "/input/num_frames"),
+    (image(num_frames=9), InvalidRequest, "/input/num_frames"),
+    (video(num_inference_steps=0), InvalidRequest, "/input/num_inference_steps"),
+    (video(num_inference_steps=101), InvalidRequest, "/input/num_inference_steps"),
+    (video(guidance_scale=float("nan")), InvalidRequest, "/input/guidance_scale"),
+    (video(promt="x"), InvalidRequest, "/input/promt"),
+    (video(image="https://example.com/x.png"), InvalidRequest, "/input/image"),
+    (video(loras=[{"name": "x"}]), InvalidRequest, "/input/loras"),
+    (video(extra={"a": 1}), InvalidRequest, "/input/extra"),
+    ({**video(), "output": {"format": "png"}}, InvalidRequest, "/output/format"),
+    ({**video(), "priority": "urgent"}, InvalidRequest, "/priority"),
+    ({**video(), "deadline_s": 0}, InvalidRequest, "/deadline_s"),
+    ({**video(), "metadata": {"a/b~c": [1]}}, InvalidRequest, "/metadata/a~1b~0c"),
+    ({**video(), "webhook": {"url": "https://x"}}, InvalidRequest, "/webhook"),
+    ({**video(), "parallel": "best"}, InvalidRequest, "/parallel"),
+    ({**video(), "parallel": {"ulises": 2}}, InvalidRequest, "/parallel/ulises"),
+    ({**video(), "parallel": {"data": 0}}, InvalidRequest, "/parallel/data"),
+    ({**video(), "parallel": {"ulysses": 3}}, InvalidRequest, "/parallel/ulysses"),
+    ({**video(width=16, height=16, num_frames=1), "parallel": {"ulysses": 2}},
+     InvalidRequest, "/parallel/ulysses"),
+    ({**video(), "parallel": {"ring": 2}}, InvalidRequest, "/parallel/ring"),
+    ({**video(), "parallel": {"cfg": 2}}, InvalidRequest, "/parallel/cfg"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body,kind,pointer", REFUSED)
+def test_refused_with_a_pointer(body: Any, kind: type[RequestError], pointer: str) -> None:
+    with pytest.raises(kind) as refused:
+        parse_request(body, CATALOG)
+    assert pointer in [problem.pointer for problem in refused.value.problems]
+    assert all(problem.detail for problem in refused.value.problems)
+
+
+def test_a_misspelt_word_gets_the_right_one() -> None:
+    for body in (video(promt="x"), {"model": "tiny-vidoe"}, {**video(), "priorty": "low"}):
+        with pytest.raises(RequestError, match="Did you mean"):
+            parse_request(body, CATALOG)
+
+
+def test_silence_and_null_take_the_models_defaults() -> None:
+    request, warnings = parse_request(video(width=None, negative_prompt=None, loras=[]), CATALOG)
+    assert request.task == "text-to-video" and warnings == []
+    assert (request.input.width, request.input.num_inference_steps) == (64, 4)
+    assert 0 <= request.input.seed < 2**32
+
+
+def test_the_contracts_own_example_is_accepted() -> None:
+    body = {
+        "model": "tiny-video", "task": "text-to-video",
+        "input": {"prompt": "a red circle moving left", "negative_prompt": None, "n": 1, "seed": 42,
+                  "width": 128, "height": 128, "num_frames": 25, "fps": 12,
+                  "num_inference_steps": 20, "guidance_scale": 5.0,
+                  "image": None, "mask": None, "strength": None, "loras": [], "extra": {}},
+        "output": {"format": "mp4", "thumbnail": True}, "parallel": "auto",
+        "preview": {"every_n_steps": 5}, "priority": "normal", "deadline_s": 900,
+        "metadata": {"user": "u1"}, "webhook": None,
+    }  # fmt: skip
+    request, warnings = parse_request(body, CATALOG)
+    assert request.input.seed == 42
+    assert len(warnings) == 2, "what is not done yet is said"
+
+
+def test_what_is_stored_is_read_back_as_the_same_question() -> None:
+    for body in (video(n=2), {**image(prompt=["a", "b"]), "parallel": {"data": 2}}):
+        request, _ = parse_request(body, CATALOG)
+        assert stored_request(request.model_dump_json()) == request
+
+
+def test_every_prompt_gets_n_items_each_with_its_seed() -> None:
+    request, _ = parse_request(image(prompt=["a", "b"], n=2, seed=7), CATALOG)
+    assert items(request) == [Item(0, "a", 7), Item(1, "a", 8), Item(2, "b", 9), Item(3, "b", 10)]

@@ -1,0 +1,95 @@
+"""A setting is right or the process does not start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.catalog import load_catalog
+from jobs.errors import SettingsError
+from jobs.settings import CLIENT_ONLY, VARIABLES, Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+
+BAD = {
+    "FLEET_REDIS_URL": ["localhost:6379", "http://host", "redis://", "redis://host/zero"],
+    "FLEET_STORAGE_URL": ["/tmp/x", "ftp://host/x", "file://tmp/x", "s3://"],
+    "FLEET_S3_ENDPOINT": ["127.0.0.1:9000", "s3://bucket"],
+    "FLEET_KEY_PREFIX": ["a b", "a:b", "a/b"],
+    "FLEET_RANKS": ["0", "-1", "two", "1.5", "1000"],
+    "FLEET_LEASE_S": ["0", "nan", "forever"],
+    "FLEET_MAX_BODY_BYTES": ["1"],
+    "FLEET_MODELS": ["/nowhere/models.toml"],
+    "FLEET_RANK": ["2"],
+}
+
+
+@pytest.mark.parametrize("name,value", [(n, v) for n, values in BAD.items() for v in values])
+def test_a_bad_value_is_refused_by_a_sentence_that_names_it(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load_settings({name: value})
+
+
+def test_silence_gives_the_defaults() -> None:
+    assert load_settings({}) == Settings()
+    assert load_settings({"FLEET_RANKS": "", "FLEET_URL": "http://x", "PATH": "/"}) == Settings()
+
+
+def test_results_and_models_lie_below_the_data_dir() -> None:
+    settings = load_settings({"FLEET_DATA_DIR": "/srv/fleet"})
+    assert settings.storage_url == "file:///srv/fleet/results"
+    assert settings.models_dir == Path("/srv/fleet/models")
+    assert settings.spool == Path("/srv/fleet/spool")
+
+
+def test_the_example_file_lists_every_setting_with_its_default() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert set(example) == set(VARIABLES) | CLIENT_ONLY
+    assert load_settings(example) == Settings()
+
+
+@pytest.mark.parametrize("command", [["celery", "-A", "worker", "worker"], ["flask", "run"]])
+def test_a_process_with_a_bad_setting_ends_with_that_sentence(command: list[str]) -> None:
+    environment = {**os.environ, "FLEET_RANKS": "many", "FLASK_APP": "api"}
+    ended = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode != 0
+    assert "FLEET_RANKS='many' is no whole number." in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ("models = ", "can't be read"),
+        ("x = 1", "no [models.NAME] table"),
+        ('[models.a]\nweights = "x"\ntasks = []\nshape = {heads = 1}', "field 'tasks'"),
+        ('[models.a]\nweights = "x"\ntasks = ["sing"]\nshape = {heads = 1}', "field 'tasks.0'"),
+        ('[models.a]\nweights = "x"\ntasks = ["text-to-image"]', "field 'shape'"),
+        ('[models."a/b"]\nweights = "x"\ntasks = ["text-to-image"]\nshape = {heads=1}', "'id'"),
+        ('[models.a]\nwieghts = "x"\ntasks = ["text-to-image"]\nshape = {heads=1}', "wieghts"),
+    ],
+)
+def test_a_bad_catalogue_is_refused_by_a_sentence(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="catalogue") as refused:
+        load_catalog(file)
+    assert words in str(refused.value)
+
+
+def test_the_packaged_catalogue_is_sound() -> None:
+    catalog = load_catalog(Settings().models)
+    assert {"tiny-video", "tiny-image", "wan2.1-t2v-14b", "flux.1-dev"} <= set(catalog)
+    folder, hub = catalog["tiny-video"], catalog["flux.1-dev"]
+    assert folder.source(Path("/m")) == "/m/tiny-video"
+    assert hub.source(Path("/m")) == "black-forest-labs/FLUX.1-dev"
