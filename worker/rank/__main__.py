@@ -38,17 +38,21 @@ def join_group(settings: Settings) -> torch.device:
     return device
 
 
-def listen(connection: socket.socket, runs: "queue.Queue[Run]", canceled: set[str]) -> None:
-    """The reader thread. The rank ends with its worker, even in the middle of a collective."""
+def listen(connection: socket.socket, runs: "queue.Queue[Run | None]", canceled: set[str]) -> None:
+    """The reader thread; None is the end of the runs.
+
+    The rank ends with its worker, even in the middle of a collective.
+    """
     for message in messages(connection):
         match message:
             case Run():
-                canceled.discard(message.job)
+                canceled.clear()  # of jobs before this one
                 runs.put(message)
             case Cancel(job):
                 canceled.add(job)
             case Exit():
-                os._exit(0)
+                runs.put(None)
+                return
     os._exit(1)
 
 
@@ -68,7 +72,7 @@ def main(socket_path: str, incarnation: int) -> None:
     device = join_group(settings)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(socket_path)
-    runs: queue.Queue[Run] = queue.Queue()
+    runs: queue.Queue[Run | None] = queue.Queue()
     canceled: set[str] = set()
     threading.Thread(target=listen, args=(connection, runs, canceled), daemon=True).start()
     models = Models(load_catalog(settings.models), settings.models_dir, device)
@@ -76,6 +80,7 @@ def main(socket_path: str, incarnation: int) -> None:
     send = sender(connection)
     send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device)))
     serve(runs, send, canceled, models, parallelism)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

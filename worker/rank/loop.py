@@ -22,14 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def serve(
-    runs: "queue.Queue[Run]",
+    runs: "queue.Queue[Run | None]",
     send: Callable[[FromRank], None],
     canceled: set[str],
     models: Models,
     parallelism: Parallelism,
 ) -> None:
-    while True:
-        run = runs.get()
+    while (run := runs.get()) is not None:
         progress = ItemProgress(run, send, canceled)
         send(_answer(run, progress, models, parallelism))
         SCENE.stage, SCENE.step = "idle", "-"

@@ -1,0 +1,111 @@
+"""Plans and retries are pure: tables."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.catalog import load_catalog
+from jobs.errors import (
+    DeadlineExceeded,
+    Internal,
+    Interrupted,
+    InvalidInput,
+    JobError,
+    ModelLoadFailed,
+    OutOfMemory,
+    RankDied,
+    RankHung,
+    StorageFailed,
+)
+from jobs.request import parse_request
+from worker.plan import Plan
+from worker.planner import choose_plan
+from worker.retries import Again, GiveUp, decide
+
+CATALOG = load_catalog(Path(__file__).parent.parent / "jobs" / "models.toml")
+
+
+def plan_for(model: str, ranks: int, least_memory: bool = False, **input: Any) -> Plan:
+    parallel = input.pop("parallel", "auto")
+    body = {"model": model, "input": {"prompt": "x", **input}, "parallel": parallel}
+    request, _ = parse_request(body, CATALOG)
+    return choose_plan(CATALOG[model], request, ranks, least_memory)[0]
+
+
+@pytest.mark.parametrize(
+    "model,ranks,input,plan",
+    [
+        ("wan2.1-t2v-1.3b", 1, {}, Plan()),
+        ("wan2.1-t2v-1.3b", 2, {}, Plan(ulysses=2)),
+        ("wan2.1-t2v-1.3b", 4, {}, Plan(ulysses=4)),
+        ("wan2.1-t2v-1.3b", 8, {}, Plan(ulysses=4)),  # 12 heads: never 8
+        ("wan2.1-t2v-1.3b", 8, {"n": 2}, Plan(data=2, ulysses=4)),
+        ("wan2.1-t2v-14b", 8, {}, Plan(ulysses=8)),
+        ("wan2.1-t2v-14b", 4, {"n": 4}, Plan(data=4)),
+        ("wan2.1-t2v-14b", 4, {"n": 5}, Plan(ulysses=4)),  # better than two rounds
+        ("wan2.1-t2v-14b", 4, {"n": 8}, Plan(data=4)),
+        ("flux.1-dev", 4, {}, Plan()),
+        ("flux.1-dev", 4, {"n": 3}, Plan(data=3)),
+        ("flux.1-dev", 4, {"n": 9}, Plan(data=4)),
+        ("flux.1-dev", 4, {"width": 2048, "height": 2048}, Plan(ulysses=4)),
+        ("flux.1-dev", 4, {"parallel": {"data": 1, "ulysses": 4}}, Plan(ulysses=4)),
+        ("flux.1-dev", 4, {"parallel": {"data": 2}}, Plan(data=2)),
+    ],
+)
+def test_the_plan(model: str, ranks: int, input: dict[str, Any], plan: Plan) -> None:
+    assert plan_for(model, ranks, **input) == plan
+
+
+def test_after_an_out_of_memory_the_widest_replica_is_taken() -> None:
+    assert plan_for("wan2.1-t2v-14b", 4, n=4) == Plan(data=4)
+    assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4)
+
+
+@pytest.mark.parametrize(
+    "parallel,words",
+    [({"data": 3}, "takes 3 ranks"), ({"ulysses": 4}, "takes 4"), ({"data": 2, "ulysses": 2}, "4")],
+)
+def test_an_explicit_plan_too_wide_is_refused(parallel: dict[str, int], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        plan_for("flux.1-dev", 2, parallel=parallel)
+
+
+def test_an_explicit_split_must_divide_the_group() -> None:
+    with pytest.raises(InvalidInput, match="do not divide"):
+        plan_for("wan2.1-t2v-1.3b", 4, parallel={"ulysses": 3}, width=768)
+
+
+def test_replicas_are_aligned_blocks_of_the_lane() -> None:
+    assert Plan(data=2, ulysses=2).replicas(range(4)) == [(0, 1), (2, 3)]
+    assert Plan(data=3).replicas([4, 5, 6, 7]) == [(4,), (5,), (6,)]
+    with pytest.raises(ValueError, match="ulysses=0"):
+        Plan(ulysses=0)
+
+
+OOM, DIED, STORAGE = {"code": "out_of_memory"}, {"code": "rank_died"}, {"code": "storage_failed"}
+
+
+@pytest.mark.parametrize(
+    "error,earlier,decision",
+    [
+        (InvalidInput("x"), [], GiveUp(dead=False)),
+        (ModelLoadFailed("x"), [], GiveUp(dead=False)),
+        (DeadlineExceeded("x"), [], GiveUp(dead=False)),
+        (OutOfMemory("x"), [], Again()),
+        (OutOfMemory("x"), [DIED], Again()),
+        (OutOfMemory("x"), [OOM], GiveUp(dead=True)),
+        (RankDied("x"), [], Again()),
+        (RankHung("x"), [DIED], Again()),
+        (RankHung("x"), [DIED, DIED], GiveUp(dead=True)),
+        (StorageFailed("x"), [], Again(delay_s=2.5)),
+        (StorageFailed("x"), [STORAGE] * 3, Again(delay_s=20)),
+        (StorageFailed("x"), [STORAGE] * 4, GiveUp(dead=True)),
+        (Interrupted("x"), [DIED] * 9, Again(counted=False)),
+        (Internal("x"), [], GiveUp(dead=True)),
+    ],
+)
+def test_what_follows_a_failed_attempt(
+    error: JobError, earlier: list[dict[str, Any]], decision: Again | GiveUp
+) -> None:
+    assert decide(error, earlier, max_tries=5, chance=0.5) == decision
