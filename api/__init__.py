@@ -16,18 +16,18 @@ def create_app() -> Flask:
     """Settings come from the environment; a bad one ends the process with a sentence."""
     try:
         settings = load_settings()
-        catalog = load_catalog(settings.models)
+        services = Services(
+            settings,
+            load_catalog(settings.models),
+            JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
+            ArtifactStorage(settings),
+            make_app(settings),
+        )
     except SettingsError as error:
         raise SystemExit(str(error)) from None
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions["fleet"] = Services(
-        settings,
-        catalog,
-        JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
-        ArtifactStorage(settings),
-        make_app(settings),
-    )
+    app.extensions["fleet"] = services
     errors.register(app)
     for blueprint in (jobs.blueprint, models.blueprint, health.blueprint):
         app.register_blueprint(blueprint)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, redirect, request, send_file, url_for
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.wrappers import Response as BaseResponse
 
 from api.answers import job_answer
@@ -117,8 +117,11 @@ def output(id: str, index: int) -> BaseResponse:
 def _json_body() -> Any:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the request as application/json.")
+    data = request.get_data()
+    if len(data) >= services().settings.max_body_bytes:  # sent in chunks, it was cut there
+        raise RequestEntityTooLarge
     try:
-        return json.loads(request.get_data(), parse_constant=_no_constant)
+        return json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedJson(f"The body is no JSON: {error}") from None
 

@@ -25,6 +25,9 @@ class Client:
         self._url = url
         self._http = httpx.Client(base_url=url, timeout=timeout_s)
 
+    def close(self) -> None:
+        self._http.close()
+
     def call(self, method: str, path: str, **options: Any) -> Any:
         try:
             response = self._http.request(method, path, **options)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import httpx
 
 PYTHON = sys.executable
@@ -31,6 +32,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def check_free(port: int) -> None:
+    """Raises: ClickException. Else another server's answers would pass for ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            raise click.ClickException(f"port {port} is taken; choose another one") from None
 
 
 def answers(url: str, good: Callable[[httpx.Response], bool] = lambda r: r.is_success) -> bool:

@@ -101,6 +101,9 @@ def fleet(
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, _on_signal)
     with _only_one(data):
+        for wanted in (port, flower_port):
+            if wanted is not None:
+                servers.check_free(wanted)
         environment = {**os.environ, "FLEET_DATA_DIR": str(data)}
         if ranks is not None:
             environment["FLEET_RANKS"] = str(ranks)

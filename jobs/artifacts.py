@@ -11,7 +11,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, S3Store, from_url
 
-from jobs.errors import StorageUnavailable
+from jobs.errors import SettingsError, StorageUnavailable
 from jobs.settings import Settings
 
 P = ParamSpec("P")
@@ -50,18 +50,22 @@ class ArtifactStorage:
     """Every method raises StorageUnavailable when the storage does not answer."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises: SettingsError, for a URL that can never work."""
         url = settings.storage_url
         self._folder = Path(urlsplit(url).path) if url.startswith("file:") else None
-        if self._folder:
-            self._store: Any = LocalStore(self._folder, mkdir=True)
-            self._links: Any = None
-        elif url.startswith("s3:"):
-            self._store = self._s3(url, settings.s3_endpoint)
-            public = settings.s3_public_endpoint or settings.s3_endpoint
-            self._links = self._s3(url, public)
-        else:
-            self._store = self._links = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+        self._links: Any = None
         self._link_s = settings.link_s
+        try:
+            if self._folder:
+                self._store: Any = LocalStore(self._folder, mkdir=True, automatic_cleanup=True)
+            elif url.startswith("s3:"):
+                self._store = self._s3(url, settings.s3_endpoint)
+                self._links = self._s3(url, settings.s3_public_endpoint or settings.s3_endpoint)
+            else:
+                self._store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+                self._links = self._store
+        except (BaseError, OSError) as error:
+            raise SettingsError(f"FLEET_STORAGE_URL={url} can't be used: {error}.") from None
 
     @staticmethod
     def _s3(url: str, endpoint: str | None) -> S3Store:

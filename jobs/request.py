@@ -226,7 +226,8 @@ def _escape(part: Any) -> str:
 
 
 def _refusal(problems: list[Problem]) -> InvalidRequest:
-    unique = list(dict.fromkeys(problems))
+    # A misspelt field first: what else is wrong often follows from it.
+    unique = sorted(dict.fromkeys(problems), key=lambda p: p.code != "unknown_field")
     return InvalidRequest(" ".join(f"{p.pointer}: {p.detail}" for p in unique[:3]), *unique[:20])
 
 

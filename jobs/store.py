@@ -90,26 +90,19 @@ class JobStore:
         Raises: KeyReused, when `key` came before with another body.
         """
         plan = request.parallel
+        width = plan.width if isinstance(plan, Parallel) else 1
+        deadline_s = "" if request.deadline_s is None else request.deadline_s
+        args: list[Any] = [
+            "submit",
+            new_id(),
+            request.model_dump_json(),
+            queue,
+            PRIORITIES[request.priority],
+        ]
+        args += [tenant, request.model, request.task, width, deadline_s]
+        args += [json.dumps(warnings or []), key, body_hash]
         with self._redis.pipeline(transaction=False) as pipe:
-            self._script(
-                keys=[self._prefix],
-                client=pipe,
-                args=[
-                    "submit",
-                    new_id(),
-                    request.model_dump_json(),
-                    queue,
-                    PRIORITIES[request.priority],
-                    tenant,
-                    request.model,
-                    request.task,
-                    plan.width if isinstance(plan, Parallel) else 1,
-                    "" if request.deadline_s is None else request.deadline_s,
-                    json.dumps(warnings or []),
-                    key,
-                    body_hash,
-                ],
-            )
+            self._script(keys=[self._prefix], client=pipe, args=args)
             pipe.execute_command("WAITAOF", 1, 0, 500)
             answer, flushed = pipe.execute(raise_on_error=False)
         if isinstance(answer, Exception):

@@ -187,6 +187,7 @@ class RunningFleet:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.http.close()
+        self.client.close()
         return code
 
 

