@@ -1,13 +1,15 @@
 """The Celery app's sending half: broker, queues, and the hint ("there is work, X for one")."""
 
+import logging
 from urllib.parse import quote
 
 from celery import Celery
 from kombu import Queue
-from kombu.exceptions import OperationalError
 
 from jobs.settings import Settings
 from jobs.store import JobStore, new_id
+
+logger = logging.getLogger(__name__)
 
 GPU_QUEUE = "gpu"
 RUN = "fleet.run"
@@ -49,7 +51,8 @@ def hint(app: Celery, id: str, first: bool = False) -> bool:
     """
     try:
         app.send_task(RUN, args=[GPU_QUEUE], task_id=id if first else new_id("hint"), retry=False)
-    except (OperationalError, OSError):
+    except Exception as error:  # kombu lets several kinds through; none may end what is recorded
+        logger.warning("no hint for %s: %s", id, error)
         return False
     return True
 

@@ -58,8 +58,8 @@ class JobStore:
             decode_responses=True,
             socket_timeout=2,
             socket_connect_timeout=1,
-            health_check_interval=10,
-            retry=Retry(NoBackoff(), 1),  # one stale connection of the pool is no outage
+            # One stale connection of the pool is no outage; a second time-out would be too long.
+            retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
         )
         self._script = self._redis.register_script(_LUA)
         self._prefix = prefix

@@ -1,6 +1,6 @@
 """What happens when X dies: nothing is lost, nothing is published twice, nobody must help."""
 
-import json
+import contextlib
 import random
 import signal
 import time
@@ -25,6 +25,16 @@ def fleet(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     fleet = RunningFleet(data, models_dir, *options, FLEET_LEASE_S="4", FLEET_REAP_S="0.5")
     yield fleet
     fleet.stop()
+
+
+@contextlib.contextmanager
+def frozen(process: psutil.Process) -> Iterator[None]:
+    """Worse than gone: its connections stay open and nobody answers."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 def pid(fleet: RunningFleet, word: str) -> psutil.Process:
@@ -79,20 +89,19 @@ def _status(fleet: RunningFleet, path: str) -> int:
 def test_redis_away_is_503_and_service_returns_by_itself(fleet: RunningFleet, notes: Notes) -> None:
     id = fleet.submit("counts", num_inference_steps=60)
     fleet.wait_running(id, 0.1)
-    redis = pid(fleet, "valkey-server")
-    redis.suspend()  # worse than gone: connections stay open and nobody answers
-    for call in (
-        lambda: fleet.http.post("/v1/jobs", json={"model": "counts", "input": {"prompt": "x"}}),
-        lambda: fleet.http.get(f"/v1/jobs/{id}"),
-    ):
-        began = time.monotonic()
-        answer = call()
-        assert time.monotonic() - began < 3
-        assert answer.status_code == 503 and answer.json()["code"] == "broker_unavailable"
-        assert int(answer.headers["Retry-After"]) > 0
-    assert fleet.http.get("/livez").status_code == 200
-    assert fleet.http.get("/readyz").status_code == 503
-    redis.resume()
+    question = {"model": "counts", "input": {"prompt": "x"}}
+    with frozen(pid(fleet, "valkey-server")):
+        for call in (
+            lambda: fleet.http.post("/v1/jobs", json=question),
+            lambda: fleet.http.get(f"/v1/jobs/{id}"),
+        ):
+            began = time.monotonic()
+            answer = call()
+            assert time.monotonic() - began < 3
+            assert answer.status_code == 503 and answer.json()["code"] == "broker_unavailable"
+            assert int(answer.headers["Retry-After"]) > 0
+        assert fleet.http.get("/livez").status_code == 200
+        assert fleet.http.get("/readyz").status_code == 503
     assert fleet.wait(id)["status"] == "succeeded"
     assert len(notes("counts")) == 1, "an outage is no reason to render again"
 
@@ -118,14 +127,11 @@ def test_storage_away_at_the_end_of_a_job(fleet: RunningFleet, notes: Notes) -> 
     """The result waits on disk and is uploaded when the storage is back; it is not made again."""
     id = fleet.submit("counts", num_inference_steps=30)
     fleet.wait_running(id, 0.1)
-    storage = pid(fleet, "weed")
-    storage.suspend()
-    job = until(lambda: (j := fleet.client.job(id))["progress"]["stage"] == "upload" and j)
-    assert job["status"] == "running"
-    assert list((fleet.data / "spool" / id).glob("*/0.png"))
-    time.sleep(6)  # longer than a lease
-    assert fleet.client.job(id)["status"] == "running"
-    storage.resume()
+    with frozen(pid(fleet, "weed")):
+        until(lambda: fleet.client.job(id)["progress"]["stage"] == "upload")
+        assert list((fleet.data / "spool" / id).glob("*/0.png"))
+        time.sleep(6)  # longer than a lease
+        assert fleet.client.job(id)["status"] == "running"
     job = fleet.wait(id)
     assert job["status"] == "succeeded" and job["attempt"] == 1
     assert httpx.get(job["outputs"][0]["download_url"]).status_code == 200
@@ -138,13 +144,10 @@ def test_a_worker_killed_while_the_storage_is_away_uploads_what_it_left(
 ) -> None:
     id = fleet.submit("counts", num_inference_steps=30)
     fleet.wait_running(id, 0.1)
-    storage = pid(fleet, "weed")
-    storage.suspend()
-    until(lambda: fleet.client.job(id)["progress"]["stage"] == "upload")
-    until(lambda: (fleet.data / "spool" / id / "rendered.json").exists())
-    pid(fleet, "celery").kill()
-    time.sleep(1)
-    storage.resume()
+    with frozen(pid(fleet, "weed")):
+        until(lambda: (fleet.data / "spool" / id / "rendered.json").exists())
+        pid(fleet, "celery").kill()
+        time.sleep(1)
     job = fleet.wait(id)
     assert job["status"] == "succeeded" and job["attempt"] == 2
     assert len(notes("counts")) == 1, "what was finished on this node is not rendered again"
@@ -156,10 +159,8 @@ def test_a_frozen_worker_that_wakes_after_its_lease_publishes_nothing(
 ) -> None:
     id = fleet.submit("counts", num_inference_steps=40)
     fleet.wait_running(id, 0.2)
-    worker = pid(fleet, "celery")
-    worker.suspend()
-    time.sleep(6)
-    worker.resume()
+    with frozen(pid(fleet, "celery")):
+        time.sleep(6)
     job = fleet.wait(id)
     assert job["status"] == "succeeded"
     assert len(job["outputs"]) == 1
@@ -181,10 +182,7 @@ def test_forty_jobs_with_random_kills_all_end_exactly_once(fleet: RunningFleet) 
     for job in jobs:
         for output in job["outputs"]:
             assert httpx.get(output["download_url"]).status_code == 200
-        assert json.dumps(job["outputs"][0]["seed"])
+        assert [output["index"] for output in job["outputs"]] == [0, 1]
     workers_ready(fleet)
-    agents = [
-        p for p in psutil.process_iter(["cmdline"]) if "worker.agent" in str(p.info["cmdline"])
-    ]
-    ours = [p for p in agents if p.pid in {q.pid for q in descendants(fleet.process.pid)}]
-    assert len(ours) == 1, "one group, no orphan"
+    agents = [p for p in descendants(fleet.process.pid) if "worker.agent" in " ".join(p.cmdline())]
+    assert len(agents) == 1, "one group, no orphan"

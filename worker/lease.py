@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from jobs.errors import DeadlineExceeded, LeaseLost, StorageUnavailable, StoreUnavailable
+from jobs.errors import DeadlineExceeded, StorageUnavailable, StoreUnavailable
 from jobs.record import Claim
 from jobs.store import JobStore
 
@@ -31,28 +31,33 @@ class Lease:
         self._ends_at = None if claim.deadline_s is None else time.monotonic() + claim.deadline_s
         self._next = 0.0
         self._cancel = False
+        self._news: dict[str, Any] | None = None
 
-    def renew(
-        self, progress: dict[str, Any] | None = None, plan: dict[str, Any] | None = None
-    ) -> bool:
-        """Rate-limited; True if it reached Redis. If Redis is away, the job goes on.
+    def renew(self, progress: dict[str, Any] | None = None) -> None:
+        """Rate-limited: the newest progress is written at the next call that goes through.
 
-        Raises: LeaseLost.
+        If Redis is away, the job goes on. Raises: LeaseLost.
         """
+        self._news = progress or self._news
+        if time.monotonic() > self._next:
+            self._reach()
+
+    def planned(self, plan: dict[str, Any]) -> None:
+        """Writes the plan, and so asks at once whether the job is still ours and still wanted."""
+        self._reach(plan)
+
+    def _reach(self, plan: dict[str, Any] | None = None) -> None:
         now = time.monotonic()
         if self._ends_at is not None and now > self._ends_at:
             self.stop.set()
-        if now < self._next and plan is None:
-            return False
-        self._next = now + (EVERY_S if progress else TICK_S)
+        self._next = now + EVERY_S
         try:
-            self._cancel = self._store.renew(self.claim, plan, progress)
+            self._cancel = self._store.renew(self.claim, plan, self._news)
+            self._news = None
         except StoreUnavailable as error:
             logger.warning("%s: lease not renewed: %s", self.claim.id, error)
-            return False
         if self._cancel:
             self.stop.set()
-        return True
 
     def check(self) -> None:
         """Raises: CancelWished or DeadlineExceeded, if either stopped the job."""
@@ -103,6 +108,3 @@ def persist(call: Callable[[], R]) -> R:
             logger.warning("not written yet: %s", error)
             time.sleep(delay)
             delay = min(5.0, delay * 2)
-
-
-__all__ = ["CancelWished", "Lease", "LeaseLost", "persist"]

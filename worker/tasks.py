@@ -1,9 +1,9 @@
 """The task: claim a job, run it on the group, publish its result, say how it ended."""
 
+import contextlib
 import logging
 import random
 import time
-from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -107,7 +107,7 @@ class Attempt:
         self._tell({"value": 0.98, "stage": "upload"})
         began = time.monotonic()
         artifacts = self._lease.insist(lambda: upload(storage, claim, rendered))
-        self._lease.renew(plan=rendered.plan)  # is it still ours, is it still wanted?
+        self._lease.planned(rendered.plan)  # is it still ours, is it still wanted?
         self._lease.check()
         metrics = {**rendered.metrics, "upload_s": time.monotonic() - began}
         return self._lease.insist(lambda: commit(storage, claim, artifacts, metrics))
@@ -122,13 +122,13 @@ class Attempt:
             fleet.catalog[request.model], request, fleet.group.size, least_memory=ran_out
         )
         about = {**asdict(plan), "width": plan.width, "reason": reason}
-        self._lease.renew(plan=about)
+        self._lease.planned(about)
         work = items(request)
         meter = Meter(work, plan.width)
         stream = fleet.group.run(
             claim.id, claim.request, work, plan, self._spool.folder, self._lease.stop
         )
-        with closing(stream):
+        with contextlib.closing(stream):
             for event in stream:
                 if isinstance(event, Progress):
                     self._tell(meter.progress(event))
@@ -149,7 +149,8 @@ class Attempt:
         now = time.monotonic()
         if now - self._event_at >= 1:
             self._event_at = now
-            self._task.send_event("task-progress", job=self._claim.id, **progress)
+            with contextlib.suppress(Exception):  # no news of a job may end it
+                self._task.send_event("task-progress", retry=False, job=self._claim.id, **progress)
 
     def _failed(self, error: JobError) -> JobState:
         store, claim = self._fleet.store, self._claim
