@@ -9,6 +9,7 @@
 -- running zset       score = lease_until
 -- deadlines zset     score = deadline_at, while queued
 -- idem:TENANT:KEY    hash: id, body
+-- wish:ID list       wakes the worker of a running job; the truth is job:ID cancel
 -- dead, purge zset   failed for good by faults; deleted, artifacts still to be removed
 -- jobs:TENANT, jobs:TENANT:STATE zset   listing, score = created_at
 -- events stream      every change
@@ -209,6 +210,8 @@ function step.cancel(id, tenant)
   end
   if h[1] == 'running' and not h[4] then
     redis.call('HSET', job(id), 'cancel', time(now))
+    redis.call('RPUSH', P .. 'wish:' .. id, 'cancel')
+    redis.call('EXPIRE', P .. 'wish:' .. id, 60)
     emit(id, 'canceling')
   end
   return h[1]

@@ -151,15 +151,10 @@ class JobStore:
         score, _, last = after.partition("/")
         low, high = ("-inf", score or "+inf") if newest_first else (score or "-inf", "+inf")
         start, end = (high, low) if newest_first else (low, high)
+        window = {"desc": newest_first, "byscore": True, "withscores": True}
+        spare = 20  # rows that share the cursor's time, which are skipped below
         rows: list[tuple[str, float]] = self._redis.zrange(
-            index,
-            start,
-            end,
-            desc=newest_first,
-            byscore=True,
-            withscores=True,
-            offset=0,
-            num=limit + 20,  # rows that share the cursor's time, which are skipped below
+            index, start, end, **window, offset=0, num=limit + spare
         )
         if last:
             mark = (float(score), last)
@@ -222,6 +217,11 @@ class JobStore:
         if answer == "lost":
             raise LeaseLost(f"{claim.id} is not ours any more.")
         return bool(answer == "cancel")
+
+    @_away
+    def wished(self, claim: Claim, timeout_s: float = 1) -> bool:
+        """Blocks until somebody wishes to cancel the job, or for timeout_s."""
+        return self._redis.blpop([self._key(f"wish:{claim.id}")], timeout_s) is not None
 
     @_away
     def finish(

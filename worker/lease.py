@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from jobs.errors import DeadlineExceeded, StorageUnavailable, StoreUnavailable
 from jobs.record import Claim
@@ -23,7 +23,10 @@ class CancelWished(Exception):
 
 
 class Lease:
-    """renew() is called wherever the job gets on; nothing renews for a job that hangs."""
+    """renew() is called wherever the job gets on; nothing renews for a job that hangs.
+
+    As a context it listens for a wish to cancel, so that a lane hears of it within its step.
+    """
 
     def __init__(self, store: JobStore, claim: Claim) -> None:
         self._store, self.claim = store, claim
@@ -32,6 +35,23 @@ class Lease:
         self._next = 0.0
         self._cancel = False
         self._news: dict[str, Any] | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._listen, name="wishes", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _listen(self) -> None:
+        while not self._over.is_set() and not self._cancel:
+            try:
+                self._cancel = self._store.wished(self.claim)
+            except StoreUnavailable:
+                self._over.wait(1)
+        if self._cancel:
+            self.stop.set()
 
     def renew(self, progress: dict[str, Any] | None = None) -> None:
         """Rate-limited: the newest progress is written at the next call that goes through.
@@ -52,7 +72,7 @@ class Lease:
             self.stop.set()
         self._next = now + EVERY_S
         try:
-            self._cancel = self._store.renew(self.claim, plan, self._news)
+            self._cancel |= self._store.renew(self.claim, plan, self._news)
             self._news = None
         except StoreUnavailable as error:
             logger.warning("%s: lease not renewed: %s", self.claim.id, error)

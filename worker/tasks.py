@@ -75,14 +75,15 @@ class Attempt:
         store, claim = self._fleet.store, self._claim
         try:
             try:
-                result = self._result()
+                with self._lease:
+                    result = self._result()
             except CancelWished:
                 self._spool.clear()
                 persist(lambda: store.finish(claim, JobState.CANCELED))
                 return JobState.CANCELED
             except JobError as error:
                 return self._failed(error)
-            except (LeaseLost, StoreUnavailable):
+            except LeaseLost:
                 raise
             except Exception as error:
                 logger.exception("%s", claim.id)
