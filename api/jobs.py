@@ -20,7 +20,7 @@ from jobs.errors import (
     OutputExpired,
     Problem,
 )
-from jobs.queue import submit_hint
+from jobs.queue import send_hint
 from jobs.record import Job, JobState
 from jobs.request import JobRequest, Parallel, parse_request
 
@@ -42,7 +42,7 @@ def create() -> Response:
         body_hash=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
     )
     if created:
-        submit_hint(fleet.celery, fleet.store, id)
+        send_hint(fleet.celery, fleet.store, id, first=True)
     wait_s = _wait_s()
     job = _wait(id, wait_s, lambda job: job.state.final)
     response = jsonify(job_answer(job))

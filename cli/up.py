@@ -104,7 +104,8 @@ def fleet(
         for wanted in (port, flower_port):
             if wanted is not None:
                 servers.check_free(wanted)
-        environment = {**os.environ, "FLEET_DATA_DIR": str(data)}
+        # Whoever stops the fleet of his own machine waits for nothing long.
+        environment = {"FLEET_DRAIN_S": "3", **os.environ, "FLEET_DATA_DIR": str(data)}
         if ranks is not None:
             environment["FLEET_RANKS"] = str(ranks)
         supervisor = Supervisor(environment, data / "logs")

@@ -57,7 +57,7 @@ def hint(app: Celery, id: str, first: bool = False) -> bool:
     return True
 
 
-def submit_hint(app: Celery, store: JobStore, id: str) -> None:
-    """The first hint of a new job."""
-    if hint(app, id, first=True):
+def send_hint(app: Celery, store: JobStore, id: str, first: bool = False) -> None:
+    """A hint now, so that the reaper need not send one at its next tick."""
+    if hint(app, id, first):
         store.hinted(id)

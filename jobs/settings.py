@@ -33,6 +33,7 @@ class Settings:
     load_timeout_s: float = 1800
     stage_timeout_s: float = 600
     start_timeout_s: float = 300
+    drain_s: float = 600
     max_tries: int = 5
     max_wait_s: int = 60  # cap of `Prefer: wait`
     max_body_bytes: int = 1_000_000
@@ -109,6 +110,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_LOAD_TIMEOUT_S": ("load_timeout_s", _number(float, 1, 86400)),
     "FLEET_STAGE_TIMEOUT_S": ("stage_timeout_s", _number(float, 1, 86400)),
     "FLEET_START_TIMEOUT_S": ("start_timeout_s", _number(float, 1, 86400)),
+    "FLEET_DRAIN_S": ("drain_s", _number(float, 0, 86400)),
     "FLEET_MAX_TRIES": ("max_tries", _number(int, 1, 100)),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),

@@ -114,7 +114,7 @@ def own_fleet(models_dir: Path, tmp_path: Path) -> Iterator[RunningFleet]:
 def test_ctrl_c_in_mid_job_stops_everything_and_the_job_goes_on_at_the_next_start(
     own_fleet: RunningFleet, models_dir: Path
 ) -> None:
-    id = own_fleet.submit("sleeps", num_inference_steps=100)
+    id = own_fleet.submit("sleeps", num_inference_steps=100, n=3)
     own_fleet.submit("tiny-image")
     own_fleet.wait_running(id)
     family = descendants(own_fleet.process.pid)
@@ -128,6 +128,8 @@ def test_ctrl_c_in_mid_job_stops_everything_and_the_job_goes_on_at_the_next_star
         jobs = again.client.call("GET", "/v1/jobs")["data"]
         assert len(jobs) == 2, "the records outlive the servers"
         assert all(again.wait(job["id"])["status"] == "succeeded" for job in jobs)
+        attempts = again.client.job(id)["attempts"]
+        assert [(a["error"] or {}).get("code") for a in attempts] == ["interrupted", None]
     finally:
         again.stop()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import bootsteps
+from celery.signals import worker_shutting_down
 
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog, load_catalog
@@ -15,6 +16,7 @@ from jobs.errors import FleetError, StoreUnavailable
 from jobs.settings import Settings
 from jobs.store import JobStore
 from worker.group import Group
+from worker.lease import Drain
 from worker.reaper import Reaper
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Fleet:
     store: JobStore
     storage: ArtifactStorage
     group: Group
+    drain: Drain
 
 
 class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -54,7 +57,10 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
                 ArtifactStorage(settings),
                 Group(settings.ranks or count_gpus() or CPU_RANKS, settings),
+                Drain(),
             )
+            self._on_shutdown = lambda **_: fleet.drain.begin(settings.drain_s)
+            worker_shutting_down.connect(self._on_shutdown)
             sweep_spool(settings)
             worker.app.fleet = fleet
             fleet.group.start()

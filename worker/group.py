@@ -19,7 +19,7 @@ from worker.protocol import Cancel, Canceled, Done, Failed, FromRank, Progress, 
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.5
+TICK_S = 0.1
 CANCEL_S = 10  # from the wish to the kill, for a lane that does not answer
 
 
@@ -58,10 +58,15 @@ class Group:
     def start(self) -> None:
         """Returns when every rank is ready. Raises: GroupFault."""
         self._keeper.start()
-        self._wait_ready()
+        if not self.wait_ready():
+            raise RankDied(f"The group of {self.size} ranks does not come up.")
 
     def stop(self) -> None:
         self._keeper.stop()
+
+    def wait_ready(self) -> bool:
+        """Whether every rank is there, within the time that a start may take."""
+        return self._keeper.ready.wait(self._settings.start_timeout_s)
 
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
@@ -86,7 +91,11 @@ class Group:
         cancel: set it, and the lane stops within one or two denoising steps.
         Raises: a JobError, after which no rank works on this job any more.
         """
-        self._wait_ready()
+        until = time.monotonic() + self._settings.start_timeout_s
+        while not self._keeper.ready.wait(TICK_S):
+            if time.monotonic() > until:
+                raise RankDied(f"The group of {self.size} ranks does not come up.")
+            yield Tick()
         _drain(self._keeper.events)
         lane = _Lane(self._keeper, self._settings, job, request, items, plan, folder)
         try:
@@ -94,10 +103,6 @@ class Group:
         finally:
             if lane.busy:  # the consumer left, or a rank was lost: nobody must go on computing
                 self._keeper.kill()
-
-    def _wait_ready(self) -> None:
-        if not self._keeper.ready.wait(self._settings.start_timeout_s):
-            raise RankDied(f"The group of {self.size} ranks does not come up.")
 
 
 def _drain(events: "queue.SimpleQueue[FromRank | Gone]") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
-from jobs.errors import DeadlineExceeded, StorageUnavailable, StoreUnavailable
+from jobs.errors import DeadlineExceeded, Interrupted, StorageUnavailable, StoreUnavailable
 from jobs.record import Claim
 from jobs.store import JobStore
 
@@ -22,15 +22,33 @@ class CancelWished(Exception):
     """Somebody asked for the end of this job."""
 
 
+class Drain:
+    """The worker is stopping: no new job, and so long for the running one."""
+
+    def __init__(self) -> None:
+        self._over_at: float | None = None
+
+    def begin(self, budget_s: float) -> None:
+        self._over_at = time.monotonic() + budget_s
+
+    @property
+    def begun(self) -> bool:
+        return self._over_at is not None
+
+    @property
+    def over(self) -> bool:
+        return self._over_at is not None and time.monotonic() > self._over_at
+
+
 class Lease:
     """renew() is called wherever the job gets on; nothing renews for a job that hangs.
 
     As a context it listens for a wish to cancel, so that a lane hears of it within its step.
     """
 
-    def __init__(self, store: JobStore, claim: Claim) -> None:
-        self._store, self.claim = store, claim
-        self.stop = threading.Event()  # set by a cancel and by a deadline: the lane is to stop
+    def __init__(self, store: JobStore, claim: Claim, drain: Drain) -> None:
+        self._store, self.claim, self._drain = store, claim, drain
+        self.stop = threading.Event()  # the lane is to stop; check() says why
         self._ends_at = None if claim.deadline_s is None else time.monotonic() + claim.deadline_s
         self._next = 0.0
         self._cancel = False
@@ -67,10 +85,9 @@ class Lease:
         self._reach(plan)
 
     def _reach(self, plan: dict[str, Any] | None = None) -> None:
-        now = time.monotonic()
-        if self._ends_at is not None and now > self._ends_at:
+        if self._late() or self._drain.over:
             self.stop.set()
-        self._next = now + EVERY_S
+        self._next = time.monotonic() + EVERY_S
         try:
             self._cancel |= self._store.renew(self.claim, plan, self._news)
             self._news = None
@@ -80,11 +97,16 @@ class Lease:
             self.stop.set()
 
     def check(self) -> None:
-        """Raises: CancelWished or DeadlineExceeded, if either stopped the job."""
+        """Raises: CancelWished, DeadlineExceeded or Interrupted, if one of them stopped the job."""
         if self._cancel:
             raise CancelWished
-        if self.stop.is_set():
+        if self._late():
             raise DeadlineExceeded("The job's deadline passed while it ran.")
+        if self._drain.over:
+            raise Interrupted("The worker stopped before the job ended.")
+
+    def _late(self) -> bool:
+        return self._ends_at is not None and time.monotonic() > self._ends_at
 
     def hold(self, call: Callable[[], R]) -> R:
         """Runs a call that may take long, in a thread of its own, and renews meanwhile."""

@@ -12,6 +12,7 @@ from celery import Task, shared_task
 from jobs.errors import (
     DeadlineExceeded,
     Internal,
+    Interrupted,
     InvalidInput,
     JobError,
     LeaseLost,
@@ -46,6 +47,8 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     Answers the job and its state, for Flower; None when there was nothing to do.
     """
     fleet: Fleet = self.app.fleet
+    if fleet.drain.begun or not fleet.group.wait_ready():  # a lost hint is sent again
+        return None
     try:
         claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
     except StoreUnavailable as error:  # the reaper sends the hint again
@@ -66,7 +69,7 @@ class Attempt:
 
     def __init__(self, task: Task, fleet: Fleet, claim: Claim) -> None:
         self._task, self._fleet, self._claim = task, fleet, claim
-        self._lease = Lease(fleet.store, claim)
+        self._lease = Lease(fleet.store, claim, fleet.drain)
         self._spool = Spool(fleet.settings.spool, claim)
         self._event_at = 0.0
 
@@ -161,13 +164,16 @@ class Attempt:
             except CancelWished:
                 persist(lambda: store.finish(claim, JobState.CANCELED))
                 return JobState.CANCELED
-            except DeadlineExceeded as deadline:
-                error = deadline
+            except (DeadlineExceeded, Interrupted) as reason:
+                error = reason
         answer = error.answer()
         logger.error("%s: %s: %s", claim.id, error.code, error)
         decision = decide(error, claim.errors, self._fleet.settings.max_tries, random.random())
         if isinstance(decision, Again):
-            return persist(lambda: store.fail(claim, answer, decision.delay_s, decision.counted))
+            state = persist(lambda: store.fail(claim, answer, decision.delay_s, decision.counted))
+            if state is JobState.QUEUED and not decision.delay_s:
+                persist(lambda: send_hint(self._task.app, store, claim.id))
+            return state
         self._spool.clear()
         persist(lambda: store.finish(claim, JobState.FAILED, error=answer, dead=decision.dead))
         return JobState.FAILED

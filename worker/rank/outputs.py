@@ -48,7 +48,7 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
         macro_block_size=1,
         ffmpeg_log_level="error",
         output_params=[
-            *("-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"),
+            *("-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "8"),
             *("-movflags", "+faststart", "-fflags", "+bitexact", "-flags:v", "+bitexact"),
         ],
     )
