@@ -1,11 +1,13 @@
 """The Celery app's sending half: broker, queues, and the hint ("there is work, X for one")."""
 
+import contextlib
 import logging
 from urllib.parse import quote
 
 from celery import Celery
 from kombu import Queue
 
+from jobs.errors import StoreUnavailable
 from jobs.settings import Settings
 from jobs.store import JobStore, new_id
 
@@ -60,4 +62,5 @@ def hint(app: Celery, id: str, first: bool = False) -> bool:
 def send_hint(app: Celery, store: JobStore, id: str, first: bool = False) -> None:
     """A hint now, so that the reaper need not send one at its next tick."""
     if hint(app, id, first):
-        store.hinted(id)
+        with contextlib.suppress(StoreUnavailable):  # then there is one more, a no-op
+            store.hinted(id)

@@ -19,7 +19,7 @@ from jobs.errors import (
     OutOfMemory,
     StoreUnavailable,
 )
-from jobs.queue import RUN
+from jobs.queue import RUN, send_hint
 from jobs.record import Claim, JobState
 from jobs.request import items, stored_request
 from worker.bootstep import Fleet
@@ -172,7 +172,7 @@ class Attempt:
         if isinstance(decision, Again):
             state = persist(lambda: store.fail(claim, answer, decision.delay_s, decision.counted))
             if state is JobState.QUEUED and not decision.delay_s:
-                persist(lambda: send_hint(self._task.app, store, claim.id))
+                send_hint(self._task.app, store, claim.id)
             return state
         self._spool.clear()
         persist(lambda: store.finish(claim, JobState.FAILED, error=answer, dead=decision.dead))
