@@ -49,7 +49,8 @@ def make_app(settings: Settings) -> Celery:
 def hint(app: Celery, id: str, first: bool = False) -> bool:
     """Tells some worker that there is work. Expendable: the reaper sends it again.
 
-    first: the task takes the job's id, so that Flower shows it. False: the broker is away.
+    id: the job that it is for, if for any; the task takes its id where it is the first one, so that
+    Flower shows it. False: the broker is away.
     """
     try:
         app.send_task(RUN, args=[GPU_QUEUE], task_id=id if first else new_id("hint"), retry=False)

@@ -27,6 +27,7 @@ class Settings:
     models: Path = CATALOG
     models_dir: Path = DATA_DIR / "models"
     ranks: int | None = None  # None: the GPUs of the node, or 2 on CPU
+    visible_gpus: int | None = None  # where CUDA_VISIBLE_DEVICES narrows them
     lease_s: float = 30
     reap_s: float = 3
     stall_s: float = 60
@@ -133,6 +134,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
             values[field] = parse(text)
         except ValueError as error:
             raise SettingsError(f"{name}={text!r} {error}.") from None
+    if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        values["visible_gpus"] = sum(bool(gpu.strip()) for gpu in visible.split(","))
     if "data_dir" in values:
         values.setdefault("storage_url", (values["data_dir"] / "results").as_uri())
         values.setdefault("models_dir", values["data_dir"] / "models")

@@ -18,7 +18,7 @@ local P = KEYS[1] .. ':'
 local t = redis.call('TIME')
 local now = tonumber(t[1]) + tonumber(t[2]) / 1e6
 local FINAL = {succeeded = true, failed = true, canceled = true, expired = true}
-local RESEND, RESEND_MAX, CRASHES = 60, 600, 3
+local RESEND, RESEND_MAX, CRASHES = 60, 3600, 3
 
 local function job(id) return P .. 'job:' .. id end
 local function get(id, ...) return redis.call('HMGET', job(id), ...) end
@@ -148,6 +148,16 @@ function step.claim(queue, worker, nonce, lease, ranks)
       end
     end
   end
+end
+
+-- queue -> how many could be claimed now
+function step.waiting(queue)
+  local count = 0
+  for priority = 0, 2 do
+    count = count + redis.call('ZCOUNT', P .. 'queued:' .. queue, queue_score(priority, 0),
+      queue_score(priority, now))
+  end
+  return count
 end
 
 -- id token lease plan progress -> 'ok' | 'cancel' | 'lost'; plan and progress: JSON or '' for no news

@@ -44,6 +44,10 @@ def _away(call: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+def _json(value: dict[str, Any] | None) -> str:
+    return json.dumps(value) if value else ""
+
+
 def new_id(kind: str = "job") -> str:
     """Ids sort by time; milliseconds, then chance."""
     return f"{kind}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
@@ -196,6 +200,11 @@ class JobStore:
         return Claim(id, token, attempt, request, left, json.loads(errors))
 
     @_away
+    def waiting(self, queue: str) -> int:
+        """How many jobs could be claimed now."""
+        return int(self._step("waiting", queue))
+
+    @_away
     def renew(
         self,
         claim: Claim,
@@ -206,14 +215,8 @@ class JobStore:
 
         Raises: LeaseLost, when another attempt owns the job or it is final.
         """
-        answer = self._step(
-            "renew",
-            claim.id,
-            claim.token,
-            self._lease_s,
-            json.dumps(plan) if plan else "",
-            json.dumps(progress) if progress else "",
-        )
+        news = (_json(plan), _json(progress))
+        answer = self._step("renew", claim.id, claim.token, self._lease_s, *news)
         if answer == "lost":
             raise LeaseLost(f"{claim.id} is not ours any more.")
         return bool(answer == "cancel")
@@ -241,7 +244,7 @@ class JobStore:
             state.value,
             json.dumps([asdict(a) for a in artifacts or []]),
             json.dumps(metrics or {}),
-            json.dumps(error) if error else "",
+            _json(error),
             int(dead),
         )
         if not done:

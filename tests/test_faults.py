@@ -12,6 +12,9 @@ import httpx
 import psutil
 import pytest
 
+from jobs.catalog import Catalog
+from jobs.request import parse_request
+from jobs.store import JobStore
 from tests.conftest import RunningFleet, alive, descendants, until
 
 Notes = Callable[[str], list[str]]
@@ -69,6 +72,16 @@ def test_the_worker_ends_its_job_before_it_stops(fleet: RunningFleet) -> None:
     assert job["status"] == "succeeded" and job["attempt"] == 1
     assert not alive(family)
     workers_ready(fleet)
+
+
+def test_a_lost_hint_costs_seconds(fleet: RunningFleet, catalog: Catalog) -> None:
+    """The record is there and its message is not: the API died in between, and Redis lost more."""
+    url = next(line.split()[1] for line in fleet.lines if line.startswith("valkey"))
+    store = JobStore(url, "fleet")
+    question = {"model": "tiny-image", "input": {"prompt": "x"}}
+    id, _ = store.submit(parse_request(question, catalog)[0])
+    store.hinted(id)  # as if it had been sent: the next one is due in a minute
+    assert fleet.wait(id, 20)["status"] == "succeeded"
 
 
 def test_kill_nine_of_every_api_process(fleet: RunningFleet) -> None:

@@ -44,6 +44,12 @@ def test_results_and_models_lie_below_the_data_dir() -> None:
     assert settings.spool == Path("/srv/fleet/spool")
 
 
+def test_gpus_that_are_hidden_are_not_counted() -> None:
+    assert load_settings({}).visible_gpus is None
+    assert load_settings({"CUDA_VISIBLE_DEVICES": "2,3"}).visible_gpus == 2
+    assert load_settings({"CUDA_VISIBLE_DEVICES": ""}).visible_gpus == 0
+
+
 def test_the_example_file_lists_every_setting_with_its_default() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))

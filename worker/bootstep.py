@@ -35,6 +35,7 @@ class Fleet:
     storage: ArtifactStorage
     group: Group
     drain: Drain
+    busy: bool = False
 
 
 class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -56,7 +57,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 load_catalog(settings.models),
                 JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
                 ArtifactStorage(settings),
-                Group(settings.ranks or count_gpus() or CPU_RANKS, settings),
+                Group(settings.ranks or count_gpus(settings) or CPU_RANKS, settings),
                 Drain(),
             )
             self._on_shutdown = lambda **_: fleet.drain.begin(settings.drain_s)
@@ -73,6 +74,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             settings.reap_s,
             worker.hostname,
             lambda: {**self.info(worker), "models": list(fleet.catalog)},
+            lambda: not fleet.busy and not fleet.drain.begun,
         )
         try:
             self._reaper.announce()
@@ -92,8 +94,10 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         return {"size": group.size, "group": group.about()}
 
 
-def count_gpus() -> int:
+def count_gpus(settings: Settings) -> int:
     """GPUs of this node, asked of the driver: this process does not import torch."""
+    if settings.visible_gpus is not None:
+        return settings.visible_gpus
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0

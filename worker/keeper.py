@@ -70,6 +70,8 @@ class Keeper(threading.Thread):
                 agent = self._start_agent()
                 try:
                     self._attend(agent)
+                except Exception:
+                    logger.exception("the keeper goes on, with a new agent")
                 finally:
                     agent.kill()  # the forkserver and the ranks die with it
                     agent.wait()

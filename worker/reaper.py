@@ -13,14 +13,14 @@ from celery import Celery
 
 from jobs.artifacts import ArtifactStorage
 from jobs.errors import StorageUnavailable, StoreUnavailable
-from jobs.queue import hint
+from jobs.queue import GPU_QUEUE, hint
 from jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
 
 
 class Reaper(threading.Thread):
-    """about: what this worker says of itself, each tick, for as long as it lives."""
+    """about: what this worker says of itself, each tick. idle: whether it could take a job."""
 
     def __init__(
         self,
@@ -30,10 +30,12 @@ class Reaper(threading.Thread):
         every_s: float,
         worker: str,
         about: Callable[[], dict[str, Any]],
+        idle: Callable[[], bool],
     ) -> None:
         super().__init__(name="reaper", daemon=True)
         self._app, self._store, self._storage = app, store, storage
         self._every_s, self._worker, self._about = every_s, worker, about
+        self._idle, self._idle_before = idle, False
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -56,11 +58,19 @@ class Reaper(threading.Thread):
     def announce(self) -> None:
         self._store.announce(self._worker, self._about(), ttl_s=max(15, int(4 * self._every_s)))
 
+    def _wake(self) -> None:
+        """Idle for two ticks while jobs wait: their hints are lost, and an hour is long to wait."""
+        idle = self._idle() and self._store.waiting(GPU_QUEUE) > 0
+        if idle and self._idle_before:
+            hint(self._app, "")
+        self._idle_before = idle
+
     def _tick(self) -> None:
         self.announce()
         due, purge = self._store.reap()
         for id in due:
             hint(self._app, id)
+        self._wake()
         for id in purge:
             try:
                 self._storage.remove(id)

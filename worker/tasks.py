@@ -57,7 +57,11 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     if claim is None:
         return None
     logger.info("%s: attempt %d", claim.id, claim.attempt)
-    state = Attempt(self, fleet, claim).run()
+    fleet.busy = True
+    try:
+        state = Attempt(self, fleet, claim).run()
+    finally:
+        fleet.busy = False
     logger.info("%s: %s", claim.id, state)
     if state is JobState.FAILED:
         raise JobFailed(claim.id)

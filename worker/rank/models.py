@@ -1,5 +1,6 @@
 """Pipelines in memory: loaded by catalogue entry, the last ones kept."""
 
+import gc
 import importlib
 import logging
 from collections import OrderedDict
@@ -32,7 +33,14 @@ class Models:
         if (model, task) not in self._loaded:
             while len(self._loaded) >= KEEP:
                 self._evict()
-            self._loaded[model, task] = self._load(self._spec(model), task)
+            try:
+                self._loaded[model, task] = self._load(self._spec(model), task)
+            except torch.OutOfMemoryError:
+                if not self._loaded:
+                    raise
+                while self._loaded:
+                    self._evict()
+                self._loaded[model, task] = self._load(self._spec(model), task)
         self._loaded.move_to_end((model, task))
         return self._loaded[model, task]
 
@@ -60,5 +68,6 @@ class Models:
     def _evict(self) -> None:
         (model, _task), _ = self._loaded.popitem(last=False)
         logger.info("evicted %s", model)
+        gc.collect()  # a pipeline holds itself in cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
