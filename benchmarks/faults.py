@@ -1,8 +1,9 @@
 """Jobs under random kill -9 of ranks and of the worker: each must end exactly once.
 
 `python -m benchmarks.faults --jobs 200 --seed 1`. One fleet on this machine with SeaweedFS and two
-ranks on the demo models; every 1-3 s a rank or the worker is killed while jobs are left. Exit code
-1 if a job is lost, stuck, ended twice, or its bytes are not what the record says.
+ranks on the demo models; while jobs are left, a rank or the worker is killed 1-3 s after each time
+that the group is whole. Exit code 1 if a job is lost, stuck, ended twice, or its bytes are not what
+the record says.
 """
 
 import argparse
@@ -64,9 +65,9 @@ def storm(fleet: int, client: Client, chance: random.Random, count: int, timeout
     kills: Counter[str] = Counter()
     ends: dict[str, dict[str, Any]] = {}
     while len(ends) < count and time.monotonic() - began < timeout_s:
-        if victim := pick(fleet, chance, kills):
-            victim.kill()
         time.sleep(chance.uniform(1, 3))
+        if whole(client) and (victim := pick(fleet, chance, kills)):
+            victim.kill()
         for id in ids:
             if id not in ends and (job := look(client, id)) and job["status"] in FINAL:
                 ends[id] = job
@@ -103,6 +104,13 @@ def pick(fleet: int, chance: random.Random, kills: Counter[str]) -> psutil.Proce
         return None
     kills[kind] += 1
     return chance.choice(found)
+
+
+def whole(client: Client) -> bool:
+    try:
+        return any(model["workers_ready"] for model in client.call("GET", "/v1/models")["data"])
+    except ApiError:
+        return False
 
 
 def look(client: Client, id: str) -> dict[str, Any] | None:
