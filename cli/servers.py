@@ -107,6 +107,7 @@ def seaweedfs(folder: Path) -> Part:
         "-admin.ui=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
+        "-master.telemetry=false",
         "-s3.allowDeleteBucketNotEmpty=false",
     ]
     for name in ("s3", "master", "volume", "filer"):

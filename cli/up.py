@@ -118,7 +118,7 @@ def fleet(
                 storage = servers.seaweedfs(data / "seaweedfs")
                 supervisor.start(storage)
                 environment.update(storage.environment)
-                environment["FLEET_STORAGE_URL"] = "s3://fleet/results"
+                environment["FLEET_STORAGE_URL"] = "s3://fleet"
                 environment["FLEET_S3_ENDPOINT"] = storage.url
             api = servers.api(port)
             supervisor.start(api)

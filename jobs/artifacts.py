@@ -1,15 +1,16 @@
 """ArtifactStorage: files by key in a folder, S3, or what else obstore speaks, named by one URL."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import LocalStore, S3Store, from_url
+from obstore.store import LocalStore, from_url
 
 from jobs.errors import SettingsError, StorageUnavailable
 from jobs.settings import Settings
@@ -17,8 +18,9 @@ from jobs.settings import Settings
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A slow storage must not hold the caller for minutes: what is worth repeating is repeated by him.
-_CLIENT: Any = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=5)}
+# A storage that is away must not hold the caller: what is worth repeating is repeated by him.
+# Whole requests: a large file may take minutes, a manifest may not, a probe still less.
+FILES_S, SMALL_S, PROBE_S = 300, 10, 2
 _RETRY: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=5)}
 
 
@@ -53,37 +55,40 @@ class ArtifactStorage:
         """Raises: SettingsError, for a URL that can never work."""
         url = settings.storage_url
         self._folder = Path(urlsplit(url).path) if url.startswith("file:") else None
-        self._links: Any = None
         self._link_s = settings.link_s
         try:
-            if self._folder:
-                self._store: Any = LocalStore(self._folder, mkdir=True, automatic_cleanup=True)
-            elif url.startswith("s3:"):
-                self._store = self._s3(url, settings.s3_endpoint)
-                self._links = self._s3(url, settings.s3_public_endpoint or settings.s3_endpoint)
-            else:
-                self._store = from_url(url, client_options=_CLIENT, retry_config=_RETRY)
-                self._links = self._store
+            self._files = self._open(settings, FILES_S)
+            self._small = self._open(settings, SMALL_S)
+            self._probe = self._open(settings, PROBE_S)
+            self._links = self._open(settings, SMALL_S, settings.s3_public_endpoint)
         except (BaseError, OSError) as error:
             raise SettingsError(f"FLEET_STORAGE_URL={url} can't be used: {error}.") from None
 
-    @staticmethod
-    def _s3(url: str, endpoint: str | None) -> S3Store:
+    def _open(self, settings: Settings, timeout_s: float, endpoint: str | None = None) -> Any:
+        if self._folder:
+            return LocalStore(self._folder, mkdir=True, automatic_cleanup=True)
+        endpoint = endpoint or settings.s3_endpoint
+        client: Any = {
+            "connect_timeout": timedelta(seconds=2),
+            "timeout": timedelta(seconds=timeout_s),
+            "allow_http": bool(endpoint and endpoint.startswith("http:")),
+        }
         config: Any = {"endpoint": endpoint} if endpoint else {}
-        client = {**_CLIENT, "allow_http": bool(endpoint and endpoint.startswith("http:"))}
-        return S3Store.from_url(
-            url, config=config, client_options=cast(Any, client), retry_config=_RETRY
+        if not settings.storage_url.startswith("s3:"):
+            config = None
+        return from_url(
+            settings.storage_url, config=config, client_options=client, retry_config=_RETRY
         )
 
     @_away
     def put(self, key: str, path: Path) -> None:
-        obstore.put(self._store, key, path)
+        obstore.put(self._files, key, path)
 
     @_away
     def commit(self, key: str, data: bytes) -> bool:
         """Creates the object; False, and nothing written, if it is there already."""
         try:
-            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            obstore.put(self._small, key, data, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
         return True
@@ -91,7 +96,7 @@ class ArtifactStorage:
     @_away
     def read(self, key: str) -> bytes | None:
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            return bytes(obstore.get(self._small, key).bytes())
         except (NotFoundError, FileNotFoundError):
             return None
 
@@ -101,7 +106,7 @@ class ArtifactStorage:
 
     def link(self, key: str) -> tuple[str, int] | None:
         """A signed URL for any HTTP client, and its life in seconds; None for a folder."""
-        if self._links is None:
+        if self._folder:
             return None
         url = obstore.sign(self._links, "GET", key, timedelta(seconds=self._link_s))
         return url, self._link_s
@@ -110,12 +115,13 @@ class ArtifactStorage:
     def remove(self, job: str) -> None:
         """Everything that any attempt of the job has stored; the manifest last."""
         for key in [*self._keys(f"results/{job}/"), *self._keys(f"jobs/{job}/")]:
-            obstore.delete(self._store, key)
+            obstore.delete(self._small, key)
 
     def _keys(self, prefix: str) -> Iterator[str]:
-        for page in obstore.list(self._store, prefix):
+        for page in obstore.list(self._small, prefix):
             yield from (entry["path"] for entry in page)
 
     @_away
     def ping(self) -> None:
-        self.read("jobs/ping")
+        with contextlib.suppress(NotFoundError, FileNotFoundError):
+            obstore.head(self._probe, "jobs/ping")

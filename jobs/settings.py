@@ -20,7 +20,7 @@ class Settings:
     redis_url: str = "redis://127.0.0.1:6379/0"
     key_prefix: str = "fleet"
     data_dir: Path = DATA_DIR
-    storage_url: str = (DATA_DIR / "results").as_uri()
+    storage_url: str = (DATA_DIR / "storage").as_uri()
     s3_endpoint: str | None = None
     s3_public_endpoint: str | None = None  # what clients see, where it differs from the above
     link_s: int = 3600
@@ -137,7 +137,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         values["visible_gpus"] = sum(bool(gpu.strip()) for gpu in visible.split(","))
     if "data_dir" in values:
-        values.setdefault("storage_url", (values["data_dir"] / "results").as_uri())
+        values.setdefault("storage_url", (values["data_dir"] / "storage").as_uri())
         values.setdefault("models_dir", values["data_dir"] / "models")
     settings = Settings(**values)
     if not settings.models.is_file():

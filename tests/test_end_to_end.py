@@ -133,7 +133,7 @@ def test_delete_removes_record_and_files(fleet: RunningFleet) -> None:
     assert fleet.http.delete(f"/v1/jobs/{id}").status_code == 204
     assert fleet.http.get(f"/v1/jobs/{id}").status_code == 404
     until(lambda: httpx.get(output["download_url"]).status_code == 404, 15)
-    results = fleet.data / "results"
+    results = fleet.data / "storage"
     assert not results.exists() or until(lambda: not list(results.glob(f"**/{id}/*")), 15)
 
 

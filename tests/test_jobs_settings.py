@@ -39,7 +39,7 @@ def test_silence_gives_the_defaults() -> None:
 
 def test_results_and_models_lie_below_the_data_dir() -> None:
     settings = load_settings({"FLEET_DATA_DIR": "/srv/fleet"})
-    assert settings.storage_url == "file:///srv/fleet/results"
+    assert settings.storage_url == "file:///srv/fleet/storage"
     assert settings.models_dir == Path("/srv/fleet/models")
     assert settings.spool == Path("/srv/fleet/spool")
 

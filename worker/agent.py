@@ -48,6 +48,7 @@ def start_rank(socket_path: str, incarnation: int) -> None:
 def main() -> None:
     socket_path, ranks, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     die_with_parent(parent)
+    os.environ["TMPDIR"] = os.path.dirname(socket_path)  # torch's leavings go where ours go
     # Ranks are forked: CUDA must not be initialised when somebody asks whether it is there.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # One thread a rank until the rank itself knows how many cores it may use.

@@ -25,6 +25,7 @@ from worker.protocol import Decoder, Exit, FromRank, Hello, Progress, ToRank, en
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "fleet-group-"
 STOP_S = 5  # from the wish that the ranks exit to the kill
 
 
@@ -57,10 +58,12 @@ class Keeper(threading.Thread):
         self._stop_at: float | None = None
         self._lock = threading.Lock()  # over _ranks: the keeper changes it, tasks read it
         self._ranks: dict[int, Connection] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="fleet-group-"))  # mode 0700
+        sweep(Path(tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._folder / "socket"))
+        self._listener.bind(str(self._folder / "new"))
         self._listener.listen(size * 2)
+        (self._folder / "new").rename(self._folder / "socket")  # who sees it can connect
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
 
@@ -77,8 +80,12 @@ class Keeper(threading.Thread):
                     agent.wait()
                     self._forget_all()
         finally:
-            self._listener.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self.close()
+
+    def close(self) -> None:
+        self._selector.close()
+        self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def send(self, ranks: list[int], message: ToRank) -> None:
         """To ranks that live; what a dead one misses its Gone event tells."""
@@ -197,3 +204,15 @@ class Keeper(threading.Thread):
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
         connection.socket.close()
+
+
+def sweep(root: Path) -> None:
+    """Removes the folders of keepers that were killed: nobody listens there any more."""
+    for folder in root.glob(f"{PREFIX}*"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(folder / "socket"))
+            except ConnectionRefusedError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except OSError:
+                continue

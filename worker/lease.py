@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import Any, Self, TypeVar
 
 from jobs.errors import DeadlineExceeded, Interrupted, StorageUnavailable, StoreUnavailable
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 EVERY_S = 0.25  # at most four progress events a second
-TICK_S = 0.5
+TICK_S = 0.2
 
 
 class CancelWished(Exception):
@@ -108,36 +108,43 @@ class Lease:
     def _late(self) -> bool:
         return self._ends_at is not None and time.monotonic() > self._ends_at
 
-    def hold(self, call: Callable[[], R]) -> R:
-        """Runs a call that may take long, in a thread of its own, and renews meanwhile."""
-        with ThreadPoolExecutor(1) as pool:
-            future: Future[R] = pool.submit(call)
-            while not _done(future, TICK_S):
-                self.renew()
-            return future.result()
+    def insist(self, call: Callable[[], R], stoppable: bool = True) -> R:
+        """Runs a call to the object storage again and again for as long as that is away.
 
-    def insist(self, call: Callable[[], R]) -> R:
-        """hold(), again and again for as long as the object storage is away."""
+        stoppable: a cancel, a deadline or a drain ends the waiting, whatever the call still does.
+        Raises: what check() raises; LeaseLost.
+        """
         delay = 0.2
         while True:
             try:
-                return self.hold(call)
+                return self._hold(call, stoppable)
             except StorageUnavailable as error:
                 logger.warning("%s: %s; again in %.1f s", self.claim.id, error, delay)
             until = time.monotonic() + delay
             while time.monotonic() < until:
-                self.renew()
-                self.check()
+                self._turn(stoppable)
                 time.sleep(0.1)
             delay = min(5.0, delay * 2)
 
+    def _hold(self, call: Callable[[], R], stoppable: bool) -> R:
+        """Runs the call in a thread that may be left behind, and renews meanwhile."""
+        future: Future[R] = Future()
 
-def _done(future: "Future[Any]", timeout_s: float) -> bool:
-    try:
-        future.exception(timeout_s)
-    except TimeoutError:
-        return future.done()
-    return True
+        def work() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="storage", daemon=True).start()
+        while not wait([future], TICK_S).done:
+            self._turn(stoppable)
+        return future.result()
+
+    def _turn(self, stoppable: bool) -> None:
+        self.renew()
+        if stoppable:
+            self.check()
 
 
 def persist(call: Callable[[], R]) -> R:

@@ -51,9 +51,9 @@ class Meter:
         }
 
     def done(self, event: Done) -> None:
-        self._share[event.index] = 1.0
         self._peaks[event.rank] = max(event.peak_memory_bytes, self._peaks.get(event.rank, 0))
         if event.file is not None:  # the lead's: it has every stage
+            self._share[event.index] = 1.0
             seed = self._seeds[event.index]
             self._files[event.index] = {"index": event.index, "seed": seed, **event.file}
             self._timings.append(event.timings)

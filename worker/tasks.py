@@ -118,7 +118,10 @@ class Attempt:
         self._lease.planned(rendered.plan)  # is it still ours, is it still wanted?
         self._lease.check()
         metrics = {**rendered.metrics, "upload_s": time.monotonic() - began}
-        return self._lease.insist(lambda: commit(storage, claim, artifacts, metrics))
+        # Not to be left half-way: a manifest that appears after a cancel would be a lie.
+        return self._lease.insist(
+            lambda: commit(storage, claim, artifacts, metrics), stoppable=False
+        )
 
     def _render(self) -> Rendered:
         fleet, claim = self._fleet, self._claim
