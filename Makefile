@@ -31,4 +31,4 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m benchmarks.faults --jobs 200
+	$(BIN)/python -m benchmarks.faults --jobs 200 --kills 40

@@ -1,9 +1,8 @@
 """Jobs under random kill -9 of ranks and of the worker: each must end exactly once.
 
 `python -m benchmarks.faults --jobs 200 --seed 1`. One fleet on this machine with SeaweedFS and two
-ranks on the demo models; while jobs are left, a rank or the worker is killed 1-3 s after each time
-that the group is whole. Exit code 1 if a job is lost, stuck, ended twice, or its bytes are not what
-the record says.
+ranks on the demo models. Every 2-6 s, --kills times, a rank or the worker is killed if the group is
+whole. Exit code 1 if a job is lost, stuck, ended twice, or its bytes are not what the record says.
 """
 
 import argparse
@@ -30,6 +29,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--jobs", type=int, default=200)
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--kills", type=int, default=40)
     options.add_argument("--timeout-s", type=int, default=1200)
     asked = options.parse_args()
     chance = random.Random(asked.seed)
@@ -49,7 +49,7 @@ def main() -> None:
             pass
         threading.Thread(target=fleet.stdout.read, daemon=True).start()
         try:
-            good = storm(fleet.pid, Client(url), chance, asked.jobs, asked.timeout_s)
+            good = storm(fleet.pid, Client(url), chance, asked)
         finally:
             family = psutil.Process(fleet.pid).children(recursive=True)
             fleet.send_signal(signal.SIGTERM)
@@ -59,14 +59,14 @@ def main() -> None:
     sys.exit(not good or bool(orphans))
 
 
-def storm(fleet: int, client: Client, chance: random.Random, count: int, timeout_s: float) -> bool:
-    began = time.monotonic()
+def storm(fleet: int, client: Client, chance: random.Random, asked: argparse.Namespace) -> bool:
+    began, count = time.monotonic(), asked.jobs
     ids = [submit(client, chance) for _ in range(count)]
     kills: Counter[str] = Counter()
     ends: dict[str, dict[str, Any]] = {}
-    while len(ends) < count and time.monotonic() - began < timeout_s:
-        time.sleep(chance.uniform(1, 3))
-        if whole(client) and (victim := pick(fleet, chance, kills)):
+    while len(ends) < count and time.monotonic() - began < asked.timeout_s:
+        time.sleep(chance.uniform(2, 6))
+        if kills.total() < asked.kills and whole(client) and (victim := pick(fleet, chance, kills)):
             victim.kill()
         for id in ids:
             if id not in ends and (job := look(client, id)) and job["status"] in FINAL:
