@@ -36,9 +36,9 @@ def group(rank_settings: Settings) -> Iterator[Group]:
     group = Group(2, rank_settings)
     group.start()
     yield group
-    pids = [p for p in descendants(os.getpid()) if "worker.agent" in " ".join(p.cmdline())]
+    family = own_family()
     group.stop()
-    until(lambda: not alive(pids), 10)
+    until(lambda: not alive(family), 10)
 
 
 class Bench:
@@ -78,6 +78,13 @@ class Bench:
 @pytest.fixture
 def bench(group: Group, catalog: Catalog, tmp_path: Path) -> Bench:
     return Bench(group, catalog, tmp_path)
+
+
+def own_family() -> list[psutil.Process]:
+    """The agent of this process's own group, then all below it; other fleets are further away."""
+    agents = [p for p in psutil.Process().children() if "worker.agent" in " ".join(p.cmdline())]
+    assert len(agents) == 1
+    return [agents[0], *agents[0].children(recursive=True)]
 
 
 def rank_pids(group: Group) -> list[int]:
@@ -227,12 +234,8 @@ def test_an_agent_killed_in_mid_job_leaves_no_orphan_and_is_replaced(bench: Benc
 
     def on_event(event: Event) -> None:
         if bench.step(3)(event) and not family:
-            agents = [
-                p for p in descendants(os.getpid()) if "worker.agent" in " ".join(p.cmdline())
-            ]
-            for agent in agents:
-                family.extend([agent, *agent.children(recursive=True)])
-            agents[0].kill()
+            family.extend(own_family())
+            family[0].kill()
 
     with pytest.raises(RankDied):
         bench.run("counts", TOGETHER, on_event, num_inference_steps=100)
