@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check bench kill docker
+.PHONY: help install demo test check bench
 help:
 	@echo "make demo    bring a fleet up here, send it two jobs, leave the files, take it down"
 	@echo "make test    the whole suite, on real servers and real ranks"

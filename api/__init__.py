@@ -1,5 +1,7 @@
 """The web process: `gunicorn "api:create_app()"`. It writes new jobs and wishes, reads the rest."""
 
+import sys
+
 from flask import Flask
 
 from api import errors, health, jobs, models
@@ -10,6 +12,8 @@ from jobs.errors import SettingsError
 from jobs.queue import make_app
 from jobs.settings import load_settings
 from jobs.store import JobStore
+
+GUNICORN_GIVES_UP = 3  # any other code, and it starts the next worker, for ever
 
 
 def create_app() -> Flask:
@@ -24,7 +28,8 @@ def create_app() -> Flask:
             make_app(settings),
         )
     except SettingsError as error:
-        raise SystemExit(str(error)) from None
+        print(error, file=sys.stderr)
+        raise SystemExit(GUNICORN_GIVES_UP) from None
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["fleet"] = services

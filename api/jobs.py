@@ -132,12 +132,13 @@ def _no_constant(name: str) -> None:
 
 def _check_width(asked: JobRequest) -> None:
     """An explicit plan that no worker of now could run is refused, not queued for ever."""
-    if not isinstance(asked.parallel, Parallel):
+    plan = asked.parallel
+    if not isinstance(plan, Parallel):
         return
-    sizes = [about["size"] for about in services().store.workers().values()]
-    if sizes and max(sizes) < asked.parallel.width:
-        detail = f"The plan takes {asked.parallel.width} ranks; the largest group has {max(sizes)}."
-        raise InvalidRequest(detail, Problem("/parallel", "plan", detail))
+    refusals = [plan.refused_by(about["size"]) for about in services().store.workers().values()]
+    if refusals and all(refusals):
+        detail = str(refusals[0])
+        raise InvalidRequest(f"/parallel: {detail}", Problem("/parallel", "plan", detail))
 
 
 def _idempotency_key() -> str:
@@ -202,6 +203,6 @@ def _limit() -> int:
 
 def _cursor() -> str:
     text = request.args.get("after", "")
-    if text and not re.fullmatch(r"\d+\.?\d*/\w+", text):
+    if text and not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?/[0-9a-z_]+", text):
         raise _bad_parameter("after", "The `next` of the page before.")
     return text

@@ -1,12 +1,11 @@
 """ArtifactStorage: files by key in a folder, S3, or what else obstore speaks, named by one URL."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
@@ -29,8 +28,6 @@ def _away(call: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
-        except (AlreadyExistsError, NotFoundError, FileNotFoundError):
-            raise
         except (BaseError, OSError) as error:
             line = str(error).splitlines()[0]
             raise StorageUnavailable(f"The object storage does not answer: {line}") from error
@@ -54,7 +51,7 @@ class ArtifactStorage:
     def __init__(self, settings: Settings) -> None:
         """Raises: SettingsError, for a URL that can never work."""
         url = settings.storage_url
-        self._folder = Path(urlsplit(url).path) if url.startswith("file:") else None
+        self._folder = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
         self._link_s = settings.link_s
         try:
             self._files = self._open(settings, FILES_S)
@@ -104,6 +101,7 @@ class ArtifactStorage:
         """The file itself, where the storage is a folder of this machine."""
         return self._folder / key if self._folder else None
 
+    @_away
     def link(self, key: str) -> tuple[str, int] | None:
         """A signed URL for any HTTP client, and its life in seconds; None for a folder."""
         if self._folder:
@@ -123,5 +121,5 @@ class ArtifactStorage:
 
     @_away
     def ping(self) -> None:
-        with contextlib.suppress(NotFoundError, FileNotFoundError):
-            obstore.head(self._probe, "jobs/ping")
+        """Lists: a missing bucket does not answer that, as it would a missing object."""
+        next(iter(obstore.list(self._probe, "jobs/ping", chunk_size=1)), None)

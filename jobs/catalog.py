@@ -64,6 +64,7 @@ class ModelSpec(_Frozen):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     owned_by: str = "unknown"
     adapter: str | None = None
+    negative_prompt: bool = True
     shape: Shape
     limits: Limits = Limits()
     defaults: dict[str, Any] = {}

@@ -23,7 +23,6 @@ FleetError
     │   └── RankHung
     ├── WorkerLost               a lease expired: the worker is gone
     ├── Poisoned                 the third WorkerLost of one job
-    ├── StorageFailed            transient
     ├── DeadlineExceeded
     ├── Interrupted              the worker is stopping: tried again, not counted
     └── Internal                 our own fault
@@ -151,10 +150,6 @@ class WorkerLost(JobError):
 
 class Poisoned(JobError):
     code = "poisoned"
-
-
-class StorageFailed(JobError):
-    code, retryable = "storage_failed", True
 
 
 class DeadlineExceeded(JobError):

@@ -34,6 +34,15 @@ class Parallel(_Part):
     def width(self) -> int:
         return self.data * self.cfg * self.ulysses * self.ring
 
+    def refused_by(self, ranks: int) -> str | None:
+        """Why a group of `ranks` ranks can't run it, as a sentence; None if it can."""
+        if self.width > ranks:
+            return f"The plan takes {self.width} ranks; a group here has {ranks}."
+        replica = self.width // self.data
+        if ranks % replica:
+            return f"{replica} ranks for one output do not divide a group of {ranks}."
+        return None
+
 
 class _Input(_Part):
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)]
@@ -178,6 +187,8 @@ def _fill(body: dict[str, Any], spec: ModelSpec, task: Task) -> tuple[dict[str, 
         filled["output"] = {key: value for key, value in output.items() if key != "thumbnail"}
         warnings.append("output.thumbnail: no thumbnails are made yet; ignored.")
     given = filled.get("input")
+    if isinstance(given, dict) and given.get("negative_prompt") and not spec.negative_prompt:
+        warnings.append(f"input.negative_prompt: {spec.id} takes none; ignored.")
     if isinstance(given, dict):
         asked = {
             key: value

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,7 +36,6 @@ class Settings:
     stage_timeout_s: float = 600
     start_timeout_s: float = 300
     drain_s: float = 600
-    max_tries: int = 5
     max_wait_s: int = 60  # cap of `Prefer: wait`
     max_body_bytes: int = 1_000_000
 
@@ -112,7 +112,6 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_STAGE_TIMEOUT_S": ("stage_timeout_s", _number(float, 1, 86400)),
     "FLEET_START_TIMEOUT_S": ("start_timeout_s", _number(float, 1, 86400)),
     "FLEET_DRAIN_S": ("drain_s", _number(float, 0, 86400)),
-    "FLEET_MAX_TRIES": ("max_tries", _number(int, 1, 100)),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),
 }
@@ -133,16 +132,24 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         try:
             values[field] = parse(text)
         except ValueError as error:
-            raise SettingsError(f"{name}={text!r} {error}.") from None
+            shown = name if "URL" in name else f"{name}={text!r}"  # a URL may hold a password
+            raise SettingsError(f"{shown} {error}.") from None
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        values["visible_gpus"] = sum(bool(gpu.strip()) for gpu in visible.split(","))
+        values["visible_gpus"] = len(list(takewhile(_is_gpu, visible.split(","))))
     if "data_dir" in values:
         values.setdefault("storage_url", (values["data_dir"] / "storage").as_uri())
         values.setdefault("models_dir", values["data_dir"] / "models")
     settings = Settings(**values)
+    if settings.lease_s < 3 * settings.reap_s:
+        raise SettingsError("FLEET_LEASE_S must be at least three times FLEET_REAP_S.")
     if not settings.models.is_file():
         raise SettingsError(f"FLEET_MODELS: there is no catalogue at {settings.models}.")
     return settings
+
+
+def _is_gpu(text: str) -> bool:
+    """CUDA itself stops at the first device that does not exist, such as -1."""
+    return bool(text.strip()) and not text.strip().startswith("-")
 
 
 def settings_or_exit() -> Settings:

@@ -91,6 +91,11 @@ local function readopt(id)
   move(id, 'running')
 end
 
+local function ready_jobs(queue, priority)
+  return redis.call('ZRANGE', P .. 'queued:' .. queue, queue_score(priority, 0),
+    queue_score(priority, now), 'BYSCORE', 'LIMIT', 0, 1000)
+end
+
 local function take(id, worker, nonce, lease_until, deadline_at)
   local fence = redis.call('HINCRBY', job(id), 'fence', 1)
   local token = fence .. ':' .. nonce
@@ -110,10 +115,14 @@ local step = {}
 -- id request queue priority tenant model task ranks deadline_s warnings key body
 -- -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used otherwise
 function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, key, body)
+  if redis.call('EXISTS', job(id)) == 1 then return {1, id} end  -- sent twice, the answer was lost
   if key ~= '' then
     local idem = P .. 'idem:' .. tenant .. ':' .. key
     local h = redis.call('HMGET', idem, 'id', 'body')
-    if h[1] then return {h[2] == body and 0 or -1, h[1]} end
+    if h[1] and redis.call('HEXISTS', job(h[1]), 'id') == 1
+        and redis.call('HEXISTS', job(h[1]), 'deleted') == 0 then
+      return {h[2] == body and 0 or -1, h[1]}
+    end
     redis.call('HSET', idem, 'id', id, 'body', body)
     redis.call('EXPIRE', idem, 86400)
   end
@@ -137,9 +146,7 @@ end
 -- First by priority, then by age, of those that are ready and fit `ranks`.
 function step.claim(queue, worker, nonce, lease, ranks)
   for priority = 0, 2 do
-    local waiting = redis.call('ZRANGE', P .. 'queued:' .. queue, queue_score(priority, 0),
-      queue_score(priority, now), 'BYSCORE', 'LIMIT', 0, 200)
-    for _, id in ipairs(waiting) do
+    for _, id in ipairs(ready_jobs(queue, priority)) do
       local h = get(id, 'ranks', 'deadline_at')
       if h[2] and tonumber(h[2]) <= now then
         move(id, 'expired')
@@ -150,14 +157,14 @@ function step.claim(queue, worker, nonce, lease, ranks)
   end
 end
 
--- queue -> how many could be claimed now
-function step.waiting(queue)
-  local count = 0
+-- queue ranks -> 1 if claim would find a job
+function step.waiting(queue, ranks)
   for priority = 0, 2 do
-    count = count + redis.call('ZCOUNT', P .. 'queued:' .. queue, queue_score(priority, 0),
-      queue_score(priority, now))
+    for _, id in ipairs(ready_jobs(queue, priority)) do
+      if tonumber(get(id, 'ranks')[1]) <= tonumber(ranks) then return 1 end
+    end
   end
-  return count
+  return 0
 end
 
 -- id token lease plan progress -> 'ok' | 'cancel' | 'lost'; plan and progress: JSON or '' for no news
@@ -189,7 +196,9 @@ end
 
 -- id token error delay counted -> 'queued' | 'canceled' | 'failed' (no time left) | 'fenced'
 function step.fail(id, token, err, delay, counted)
-  if not held(id, token) then return 'fenced' end
+  local state = held(id, token)
+  if not state then return 'fenced' end
+  if state == 'queued' then return 'queued' end  -- sent twice, or reaped meanwhile
   close_attempt(id, err)
   if redis.call('HEXISTS', job(id), 'cancel') == 1 then
     move(id, 'canceled')

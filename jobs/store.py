@@ -3,6 +3,7 @@
 import functools
 import json
 import operator
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_has
 from jobs.request import JobRequest, Parallel
 
 _LUA = Path(__file__).with_name("store.lua").read_text()
+_REFUSALS = re.compile(
+    "MISCONF|NOREPLICAS|BUSY|MASTERDOWN|LOADING|READONLY|OOM|read.only replica|maxmemory"
+)
 _WORKER_LOST = json.dumps(WorkerLost("The worker of this attempt is gone.").answer())
 _POISONED = json.dumps(Poisoned("Three workers were lost while running this job.").answer())
 
@@ -33,13 +37,12 @@ def _away(call: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
-        except (
-            redis.ConnectionError,
-            redis.TimeoutError,
-            redis.exceptions.ReadOnlyError,
-            redis.exceptions.OutOfMemoryError,
-        ) as error:
+        except (redis.ConnectionError, redis.TimeoutError) as error:
             raise StoreUnavailable(f"Redis does not answer: {error}") from error
+        except redis.ResponseError as error:
+            if not _REFUSALS.search(str(error)):
+                raise
+            raise StoreUnavailable(f"Redis takes no writes: {error}") from error
 
     return guarded
 
@@ -74,8 +77,6 @@ class JobStore:
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
-
-    # -- the API's half
 
     @_away
     def submit(
@@ -187,8 +188,6 @@ class JobStore:
         """The artifacts of a deleted job are gone: so goes its record."""
         self._step("purged", id)
 
-    # -- the worker's half
-
     @_away
     def claim(self, queue: str, worker: str, ranks: int) -> Claim | None:
         """The next job that `ranks` ranks can run, now ours for a lease; None: nothing to do."""
@@ -200,9 +199,9 @@ class JobStore:
         return Claim(id, token, attempt, request, left, json.loads(errors))
 
     @_away
-    def waiting(self, queue: str) -> int:
-        """How many jobs could be claimed now."""
-        return int(self._step("waiting", queue))
+    def waiting(self, queue: str, ranks: int) -> bool:
+        """Whether there is a job that `ranks` ranks could claim now."""
+        return bool(self._step("waiting", queue, ranks))
 
     @_away
     def renew(
@@ -271,8 +270,6 @@ class JobStore:
         """
         due, purge = self._step("reap", self._lease_s, _WORKER_LOST, _POISONED)
         return due, purge
-
-    # -- the fleet
 
     @_away
     def announce(self, worker: str, about: dict[str, Any], ttl_s: int = 15) -> None:

@@ -122,5 +122,7 @@ def test_no_file_is_longer_than_a_reader_can_bear() -> None:
     assert not long
 
 
-def test_tasks_and_group_do_not_know_each_other_by_import() -> None:
+def test_the_task_knows_no_group_and_no_bootstep_by_import() -> None:
+    known = {name for name, _ in imports(ROOT / "worker" / "tasks.py")}
+    assert not known & {"worker.group", "worker.keeper", "worker.bootstep"}
     assert "worker.tasks" not in {n for n, _ in imports(ROOT / "worker" / "celery.py")}

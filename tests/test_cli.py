@@ -123,7 +123,9 @@ def test_ctrl_c_in_mid_job_stops_everything_and_the_job_goes_on_at_the_next_star
     assert own_fleet.stop(signal.SIGINT) == 0
     assert time.monotonic() - began < 30
     assert not alive(family)
-    again = RunningFleet(own_fleet.data, models_dir, "--no-flower", FLEET_LEASE_S="3")
+    again = RunningFleet(
+        own_fleet.data, models_dir, "--no-flower", FLEET_LEASE_S="3", FLEET_REAP_S="0.5"
+    )
     try:
         jobs = again.client.call("GET", "/v1/jobs")["data"]
         assert len(jobs) == 2, "the records outlive the servers"

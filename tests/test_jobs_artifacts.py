@@ -80,6 +80,22 @@ def test_a_storage_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         ArtifactStorage(Settings(storage_url=(file / "results").as_uri()))
 
 
+def test_a_missing_bucket_is_no_working_storage(
+    seaweed: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.part.environment.items():
+        monkeypatch.setenv(name, value)
+    nowhere = ArtifactStorage(Settings(storage_url="s3://no-such", s3_endpoint=seaweed.url))
+    with pytest.raises(StorageUnavailable):
+        nowhere.ping()
+
+
+def test_a_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    storage = ArtifactStorage(Settings(storage_url=(tmp_path / "my results").as_uri()))
+    storage.commit("k", b"x")
+    assert (tmp_path / "my results" / "k").read_bytes() == b"x"
+
+
 def test_a_public_endpoint_is_the_one_in_links(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")

@@ -32,6 +32,17 @@ def test_a_bad_value_is_refused_by_a_sentence_that_names_it(name: str, value: st
         load_settings({name: value})
 
 
+def test_a_lease_must_outlive_three_ticks_of_the_reaper() -> None:
+    with pytest.raises(SettingsError, match="three times"):
+        load_settings({"FLEET_LEASE_S": "5", "FLEET_REAP_S": "3"})
+
+
+def test_a_password_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"FLEET_REDIS_URL": "redis://user:s3cret@host/zero"})
+    assert "s3cret" not in str(refused.value)
+
+
 def test_silence_gives_the_defaults() -> None:
     assert load_settings({}) == Settings()
     assert load_settings({"FLEET_RANKS": "", "FLEET_URL": "http://x", "PATH": "/"}) == Settings()
@@ -48,6 +59,7 @@ def test_gpus_that_are_hidden_are_not_counted() -> None:
     assert load_settings({}).visible_gpus is None
     assert load_settings({"CUDA_VISIBLE_DEVICES": "2,3"}).visible_gpus == 2
     assert load_settings({"CUDA_VISIBLE_DEVICES": ""}).visible_gpus == 0
+    assert load_settings({"CUDA_VISIBLE_DEVICES": "0,-1,2"}).visible_gpus == 1
 
 
 def test_the_example_file_lists_every_setting_with_its_default() -> None:
@@ -57,9 +69,15 @@ def test_the_example_file_lists_every_setting_with_its_default() -> None:
     assert load_settings(example) == Settings()
 
 
-@pytest.mark.parametrize("command", [["celery", "-A", "worker", "worker"], ["flask", "run"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["celery", "-A", "worker", "worker"],
+        ["gunicorn", "api:create_app()", "--bind", "127.0.0.1:0"],
+    ],
+)
 def test_a_process_with_a_bad_setting_ends_with_that_sentence(command: list[str]) -> None:
-    environment = {**os.environ, "FLEET_RANKS": "many", "FLASK_APP": "api"}
+    environment = {**os.environ, "FLEET_RANKS": "many"}
     ended = subprocess.run(
         [sys.executable, "-m", *command],
         env=environment,
@@ -70,7 +88,19 @@ def test_a_process_with_a_bad_setting_ends_with_that_sentence(command: list[str]
     )
     assert ended.returncode != 0
     assert "FLEET_RANKS='many' is no whole number." in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("FLEET_RANKS") == 1, "it is not started again and again"
+
+
+def test_a_worker_with_another_pool_ends_with_a_sentence(models_dir: Path) -> None:
+    for options in (["--concurrency", "2"], ["--pool", "solo"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "worker", "worker", *options],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode != 0 and "one job at a time" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,13 @@ def test_one_key_makes_one_job_from_fifty_threads(store: JobStore, request_: Job
     assert created and other != answers[0][0]
 
 
+def test_a_step_that_is_sent_twice_is_done_once(store: JobStore, request_: JobRequest) -> None:
+    store.submit(request_)
+    mine = claim(store)
+    assert store.fail(mine, ERROR, 0) is store.fail(mine, ERROR, 0) is JobState.QUEUED
+    assert len(claim(store).errors) == 1
+
+
 def test_priority_first_then_age(store: JobStore, catalog: Catalog) -> None:
     ids = {
         name: store.submit(ask(catalog, priority=priority))[0]

@@ -62,7 +62,8 @@ class Life(RuleBasedStateMachine):
         body = {"model": "tiny-image", "input": {"prompt": "x"}, "priority": priority}
         body["parallel"] = {"data": ranks}
         id, created = self.store.submit(parse_request(body, self.catalog)[0], key=key)
-        assert created == (not key or key not in self.keys)
+        before = self.jobs.get(self.keys.get(key, ""))
+        assert created == (before is None or before.deleted)
         if not created:
             assert id == self.keys[key]
             return id

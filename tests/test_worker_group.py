@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from jobs.catalog import Catalog
-from jobs.errors import JobError, ModelLoadFailed, OutOfMemory, RankDied, RankHung
+from jobs.errors import GroupFault, JobError, ModelLoadFailed, OutOfMemory, RankDied, RankHung
 from jobs.request import items, parse_request
 from jobs.settings import Settings
 from tests.conftest import ROOT, alive, descendants, until
-from worker.group import Ended, Event, Group
+from worker.group import Event, Group
 from worker.plan import Plan
-from worker.protocol import Done, Progress
+from worker.protocol import Done, Ended, Progress
 
 Notes = Callable[[str], list[str]]
 TOGETHER = Plan(ulysses=2)
@@ -217,6 +217,17 @@ def test_a_frozen_rank_is_noticed_by_the_step_watchdog(bench: Bench) -> None:
         bench.run("counts", TOGETHER, on_event, num_inference_steps=100)
     ready(bench.group)
     assert frozen[0] not in rank_pids(bench.group)
+
+
+def test_a_rank_frozen_while_idle_is_noticed_however_much_it_is_sent(bench: Bench) -> None:
+    """Sixty long prompts do not fit into the socket of a rank that reads nothing."""
+    os.kill(rank_pids(bench.group)[1], signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(GroupFault):
+        bench.run("counts", DEALT, prompt=["x" * 5000] * 60)
+    assert time.monotonic() - began < 15
+    ready(bench.group)
+    assert len(bench.run("tiny-image", TOGETHER)) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])

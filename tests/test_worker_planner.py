@@ -16,7 +16,6 @@ from jobs.errors import (
     OutOfMemory,
     RankDied,
     RankHung,
-    StorageFailed,
 )
 from jobs.request import parse_request
 from worker.plan import Plan
@@ -83,7 +82,7 @@ def test_replicas_are_aligned_blocks_of_the_lane() -> None:
         Plan(ulysses=0)
 
 
-OOM, DIED, STORAGE = {"code": "out_of_memory"}, {"code": "rank_died"}, {"code": "storage_failed"}
+OOM, DIED = {"code": "out_of_memory"}, {"code": "rank_died"}
 
 
 @pytest.mark.parametrize(
@@ -98,9 +97,6 @@ OOM, DIED, STORAGE = {"code": "out_of_memory"}, {"code": "rank_died"}, {"code": 
         (RankDied("x"), [], Again()),
         (RankHung("x"), [DIED], Again()),
         (RankHung("x"), [DIED, DIED], GiveUp(dead=True)),
-        (StorageFailed("x"), [], Again(delay_s=2.5)),
-        (StorageFailed("x"), [STORAGE] * 3, Again(delay_s=20)),
-        (StorageFailed("x"), [STORAGE] * 4, GiveUp(dead=True)),
         (Interrupted("x"), [DIED] * 9, Again(counted=False)),
         (Internal("x"), [], GiveUp(dead=True)),
     ],
@@ -108,4 +104,4 @@ OOM, DIED, STORAGE = {"code": "out_of_memory"}, {"code": "rank_died"}, {"code": 
 def test_what_follows_a_failed_attempt(
     error: JobError, earlier: list[dict[str, Any]], decision: Again | GiveUp
 ) -> None:
-    assert decide(error, earlier, max_tries=5, chance=0.5) == decision
+    assert decide(error, earlier) == decision

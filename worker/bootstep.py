@@ -4,17 +4,17 @@ import logging
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from celery import bootsteps
 from celery.signals import worker_shutting_down
 
 from jobs.artifacts import ArtifactStorage
-from jobs.catalog import Catalog, load_catalog
-from jobs.errors import FleetError, StoreUnavailable
+from jobs.catalog import load_catalog
+from jobs.errors import FleetError, SettingsError, StoreUnavailable
 from jobs.settings import Settings
 from jobs.store import JobStore
+from worker.fleet import Fleet
 from worker.group import Group
 from worker.lease import Drain
 from worker.reaper import Reaper
@@ -25,19 +25,6 @@ CPU_RANKS = 2
 SPOOL_KEEP_S = 86400
 
 
-@dataclass
-class Fleet:
-    """What the task needs of its worker: app.fleet."""
-
-    settings: Settings
-    catalog: Catalog
-    store: JobStore
-    storage: ArtifactStorage
-    group: Group
-    drain: Drain
-    busy: bool = False
-
-
 class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """On the worker, before its pool: ready before a message comes, stopped after the last job.
 
@@ -46,6 +33,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
+        if worker.concurrency != 1 or "thread" not in worker.pool_cls.__module__:
+            raise SystemExit("The group runs one job at a time: give no --pool, no --concurrency.")
         # Each of the two talks to every other worker, at the price of n² messages.
         worker.options.update(without_gossip=True, without_mingle=True)
 
@@ -57,7 +46,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 load_catalog(settings.models),
                 JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
                 ArtifactStorage(settings),
-                Group(settings.ranks or count_gpus(settings) or CPU_RANKS, settings),
+                Group(count_ranks(settings), settings),
                 Drain(),
             )
             self._on_shutdown = lambda **_: fleet.drain.begin(settings.drain_s)
@@ -73,6 +62,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             fleet.storage,
             settings.reap_s,
             worker.hostname,
+            fleet.group.size,
             lambda: {**self.info(worker), "models": list(fleet.catalog)},
             lambda: not fleet.busy and not fleet.drain.begun,
         )
@@ -92,6 +82,13 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Shown by `celery inspect stats` and in Flower."""
         group: Group = worker.app.fleet.group
         return {"size": group.size, "group": group.about()}
+
+
+def count_ranks(settings: Settings) -> int:
+    gpus = count_gpus(settings)
+    if gpus and (settings.ranks or 0) > gpus:
+        raise SettingsError(f"FLEET_RANKS={settings.ranks}, but this node shows {gpus} GPUs.")
+    return settings.ranks or gpus or CPU_RANKS
 
 
 def count_gpus(settings: Settings) -> int:

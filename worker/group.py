@@ -15,24 +15,22 @@ from jobs.request import Item
 from jobs.settings import Settings
 from worker.keeper import Gone, Keeper
 from worker.plan import Plan
-from worker.protocol import Cancel, Canceled, Done, Failed, FromRank, Progress, Run
+from worker.protocol import (
+    Cancel,
+    Canceled,
+    Done,
+    Ended,
+    Failed,
+    FromRank,
+    Progress,
+    Run,
+    Tick,
+)
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 CANCEL_S = 10  # from the wish to the kill, for a lane that does not answer
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Nothing new; the regular place to look at the clock and at wishes."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The last event of a stream: every item is done, or the job was canceled."""
-
-    canceled: bool
 
 
 Event = Progress | Done | Tick | Ended
@@ -68,6 +66,14 @@ class Group:
         """Whether every rank is there, within the time that a start may take."""
         return self._keeper.ready.wait(self._settings.start_timeout_s)
 
+    def _fresh(self) -> bool:
+        """Whether the group is whole and no old news of it is left."""
+        if not self._keeper.ready.wait(TICK_S):
+            return False
+        while not self._keeper.events.empty():
+            self._keeper.events.get_nowait()
+        return self._keeper.ready.is_set()
+
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
         return {
@@ -92,22 +98,16 @@ class Group:
         Raises: a JobError, after which no rank works on this job any more.
         """
         until = time.monotonic() + self._settings.start_timeout_s
-        while not self._keeper.ready.wait(TICK_S):
+        while not self._fresh():
             if time.monotonic() > until:
                 raise RankDied(f"The group of {self.size} ranks does not come up.")
             yield Tick()
-        _drain(self._keeper.events)
         lane = _Lane(self._keeper, self._settings, job, request, items, plan, folder)
         try:
             yield from lane.events(cancel)
         finally:
             if lane.busy:  # the consumer left, or a rank was lost: nobody must go on computing
                 self._keeper.kill()
-
-
-def _drain(events: "queue.SimpleQueue[FromRank | Gone]") -> None:
-    while not events.empty():
-        events.get_nowait()
 
 
 class _Lane:
@@ -158,7 +158,7 @@ class _Lane:
         item, ranks = self._todo.popleft(), self._replicas[replica]
         now = time.monotonic()
         self.busy[replica] = Turn(
-            item, set(ranks), dict.fromkeys(ranks, "load_model"), dict.fromkeys(ranks, now)
+            item, set(ranks), dict.fromkeys(ranks, "dealt"), dict.fromkeys(ranks, now)
         )
         run = Run(
             self._job,
@@ -210,9 +210,10 @@ class _Lane:
             self._keeper.send(ranks, Cancel(self._job))
 
     def _watch(self) -> None:
-        """The step watchdog. Raises: RankHung, naming the rank that has said least."""
+        """The step watchdog. Raises: RankHung, naming a rank that is silent."""
         now = time.monotonic()
-        if self._give_up_at is not None and now > self._give_up_at:
+        slow = max((self._typical(turn) for turn in self.busy.values()), default=0)
+        if self._give_up_at is not None and now > self._give_up_at + 3 * slow:
             if self._error:
                 raise self._error
             self._todo.clear()
@@ -227,9 +228,12 @@ class _Lane:
                     raise RankHung(f"Rank {rank} said nothing for {limit:.0f} s.", stage)
 
     def _limit(self, turn: Turn, stage: str) -> float:
-        if stage == "load_model":
+        if stage in ("load_model", "meet"):  # to meet is to wait for a peer that may be loading
             return self._settings.load_timeout_s
-        if stage == "denoise":
-            typical = statistics.median(turn.steps) if turn.steps else 0
-            return max(self._settings.stall_s, 10 * typical)
-        return self._settings.stage_timeout_s
+        if stage == "dealt" or (stage == "denoise" and turn.steps):
+            return max(self._settings.stall_s, 10 * self._typical(turn))
+        return self._settings.stage_timeout_s  # of the first step too: nothing is known of it
+
+    def _typical(self, turn: Turn) -> float:
+        """Seconds of a denoising step."""
+        return statistics.median(turn.steps) if turn.steps else 0.0

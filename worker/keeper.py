@@ -26,6 +26,7 @@ from worker.protocol import Decoder, Exit, FromRank, Hello, Progress, ToRank, en
 logger = logging.getLogger(__name__)
 
 PREFIX = "fleet-group-"
+SEND_S = 5  # a rank that reads nothing for so long, with its buffer full, is no rank
 STOP_S = 5  # from the wish that the ranks exit to the kill
 
 
@@ -91,10 +92,13 @@ class Keeper(threading.Thread):
         """To ranks that live; what a dead one misses its Gone event tells."""
         data = encode(message)
         with self._lock:
-            for rank in ranks:
-                if rank in self._ranks:
-                    with contextlib.suppress(OSError):
-                        self._ranks[rank].socket.sendall(data)
+            sockets = [self._ranks[rank].socket for rank in ranks if rank in self._ranks]
+        try:
+            for each in sockets:
+                each.sendall(data)
+        except OSError as error:
+            logger.error("a rank can't be reached: %s", error)
+            self.kill()
 
     def kill(self) -> None:
         """SIGKILL to every rank; the next incarnation follows by itself."""
@@ -136,6 +140,7 @@ class Keeper(threading.Thread):
             for key, _ in self._selector.select(0.2):
                 if key.fileobj is self._listener:
                     connection = Connection(self._listener.accept()[0])
+                    connection.socket.settimeout(SEND_S)
                     self._selector.register(connection.socket, selectors.EVENT_READ, connection)
                 else:
                     self._read(key.data)
@@ -187,9 +192,9 @@ class Keeper(threading.Thread):
             del self._ranks[hello.rank]
         if self.ready.is_set() and self._stop_at is None:
             logger.error("rank %d (pid %d) is gone: the group restarts", hello.rank, hello.pid)
-        self.events.put(Gone(hello.rank))
         if self._stop_at is None:
-            self.kill()
+            self.kill()  # first of all it is not ready: who waits for that must not miss the news
+        self.events.put(Gone(hello.rank))
 
     def _forget_all(self) -> None:
         self.ready.clear()

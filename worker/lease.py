@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 EVERY_S = 0.25  # at most four progress events a second
+AWAY_S = 5
 TICK_S = 0.2
 
 
@@ -65,7 +66,7 @@ class Lease:
     def _listen(self) -> None:
         while not self._over.is_set() and not self._cancel:
             try:
-                self._cancel = self._store.wished(self.claim)
+                self._cancel |= self._store.wished(self.claim)
             except StoreUnavailable:
                 self._over.wait(1)
         if self._cancel:
@@ -87,12 +88,13 @@ class Lease:
     def _reach(self, plan: dict[str, Any] | None = None) -> None:
         if self._late() or self._drain.over:
             self.stop.set()
-        self._next = time.monotonic() + EVERY_S
         try:
             self._cancel |= self._store.renew(self.claim, plan, self._news)
             self._news = None
+            self._next = time.monotonic() + EVERY_S
         except StoreUnavailable as error:
             logger.warning("%s: lease not renewed: %s", self.claim.id, error)
+            self._next = time.monotonic() + AWAY_S  # each try may take seconds
         if self._cancel:
             self.stop.set()
 

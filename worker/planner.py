@@ -22,7 +22,9 @@ def choose_plan(
     Raises: InvalidInput, where an explicit plan does not fit the lane.
     """
     if isinstance(request.parallel, Parallel):
-        return _explicit(Plan.of(request.parallel), ranks), "explicit"
+        if refusal := request.parallel.refused_by(ranks):
+            raise InvalidInput(refusal)
+        return Plan.of(request.parallel), "explicit"
     asked, count = request.input, len(items(request))
     tokens = spec.shape.token_counts(asked.width, asked.height, asked.frames)
     degrees = [
@@ -41,13 +43,3 @@ def choose_plan(
 
     best = min(degrees, key=duration)
     return Plan(data=min(ranks // best, count), ulysses=best), f"shortest for {count} outputs"
-
-
-def _explicit(plan: Plan, ranks: int) -> Plan:
-    if plan.width > ranks:
-        raise InvalidInput(f"The plan takes {plan.width} ranks; a group here has {ranks}.")
-    if ranks % plan.replica_width:
-        raise InvalidInput(
-            f"{plan.replica_width} ranks a replica do not divide a group of {ranks}."
-        )
-    return plan

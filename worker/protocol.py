@@ -94,6 +94,21 @@ class Canceled:
     step: int
 
 
+# -- from Group to whoever runs a job on it, among the ranks' Progress and Done
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing new; the regular place to look at the clock and at wishes."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last event of a stream: every item is done, or the job was canceled."""
+
+    canceled: bool
+
+
 ToRank = Run | Cancel | Exit
 FromRank = Hello | Progress | Done | Failed | Canceled
 Message = ToRank | FromRank

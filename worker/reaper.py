@@ -29,13 +29,15 @@ class Reaper(threading.Thread):
         storage: ArtifactStorage,
         every_s: float,
         worker: str,
+        ranks: int,
         about: Callable[[], dict[str, Any]],
         idle: Callable[[], bool],
     ) -> None:
         super().__init__(name="reaper", daemon=True)
         self._app, self._store, self._storage = app, store, storage
         self._every_s, self._worker, self._about = every_s, worker, about
-        self._idle, self._idle_before = idle, False
+        self._ranks, self._idle, self._idle_before = ranks, idle, False
+        self._removal: threading.Thread | None = None
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -60,7 +62,7 @@ class Reaper(threading.Thread):
 
     def _wake(self) -> None:
         """Idle for two ticks while jobs wait: their hints are lost, and an hour is long to wait."""
-        idle = self._idle() and self._store.waiting(GPU_QUEUE) > 0
+        idle = self._idle() and self._store.waiting(GPU_QUEUE, self._ranks)
         if idle and self._idle_before:
             hint(self._app, "")
         self._idle_before = idle
@@ -71,10 +73,16 @@ class Reaper(threading.Thread):
         for id in due:
             hint(self._app, id)
         self._wake()
-        for id in purge:
+        if purge and not (self._removal and self._removal.is_alive()):
+            # Apart: a storage that hangs must not keep leases from being looked after.
+            self._removal = threading.Thread(target=self._remove, args=(purge,), daemon=True)
+            self._removal.start()
+
+    def _remove(self, ids: list[str]) -> None:
+        for id in ids:
             try:
                 self._storage.remove(id)
-            except StorageUnavailable as error:
+                self._store.purged(id)
+            except (StorageUnavailable, StoreUnavailable) as error:
                 logger.warning("%s: outputs not removed yet: %s", id, error)
                 return
-            self._store.purged(id)

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import GroupFault, Interrupted, JobError, OutOfMemory, StorageFailed
+from jobs.errors import GroupFault, Interrupted, JobError, OutOfMemory
 
 GROUP_FAULTS = 3  # of one job: then it is the job that kills ranks, not chance
 
 
 @dataclass(frozen=True)
 class Again:
-    delay_s: float = 0
     counted: bool = True
 
 
@@ -22,10 +21,8 @@ class GiveUp:
     dead: bool
 
 
-def decide(
-    error: JobError, earlier: Sequence[dict[str, Any]], max_tries: int, chance: float
-) -> Again | GiveUp:
-    """earlier: the counted errors of earlier attempts. chance: from [0, 1), spreads the delays."""
+def decide(error: JobError, earlier: Sequence[dict[str, Any]]) -> Again | GiveUp:
+    """earlier: the counted errors of earlier attempts."""
     codes = [e["code"] for e in earlier]
     if isinstance(error, Interrupted):
         return Again(counted=False)
@@ -33,7 +30,4 @@ def decide(
         return GiveUp(dead=True) if OutOfMemory.code in codes else Again()
     if isinstance(error, GroupFault):
         return Again() if len(codes) + 1 < GROUP_FAULTS else GiveUp(dead=True)
-    if isinstance(error, StorageFailed):
-        delay = chance * min(300, 5 * 2 ** len(codes))
-        return Again(delay) if len(codes) + 1 < max_tries else GiveUp(dead=True)
     return GiveUp(dead=error.code == "internal")

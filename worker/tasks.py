@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import random
 import time
 from dataclasses import asdict
 from typing import Any
@@ -22,12 +21,11 @@ from jobs.errors import (
 from jobs.queue import RUN, send_hint
 from jobs.record import Claim, JobState
 from jobs.request import items, stored_request
-from worker.bootstep import Fleet
-from worker.group import Ended
+from worker.fleet import Fleet
 from worker.lease import CancelWished, Lease, persist
 from worker.meter import Meter
 from worker.planner import choose_plan
-from worker.protocol import Done, Progress
+from worker.protocol import Done, Ended, Progress
 from worker.publish import Published, Rendered, Spool, commit, published, upload
 from worker.retries import Again, decide
 
@@ -47,7 +45,7 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     Answers the job and its state, for Flower; None when there was nothing to do.
     """
     fleet: Fleet = self.app.fleet
-    if fleet.drain.begun or not fleet.group.wait_ready():  # a lost hint is sent again
+    if not fleet.group.wait_ready() or fleet.drain.begun:  # a lost hint is sent again
         return None
     try:
         claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
@@ -169,16 +167,19 @@ class Attempt:
             try:  # what went wrong while the lane was being stopped is not the news
                 self._lease.check()
             except CancelWished:
+                self._spool.clear()
                 persist(lambda: store.finish(claim, JobState.CANCELED))
                 return JobState.CANCELED
             except (DeadlineExceeded, Interrupted) as reason:
                 error = reason
         answer = error.answer()
         logger.error("%s: %s: %s", claim.id, error.code, error)
-        decision = decide(error, claim.errors, self._fleet.settings.max_tries, random.random())
+        decision = decide(error, claim.errors)
         if isinstance(decision, Again):
-            state = persist(lambda: store.fail(claim, answer, decision.delay_s, decision.counted))
-            if state is JobState.QUEUED and not decision.delay_s:
+            state = persist(lambda: store.fail(claim, answer, 0, decision.counted))
+            if not self._spool.load():
+                self._spool.clear()
+            if state is JobState.QUEUED:
                 send_hint(self._task.app, store, claim.id)
             return state
         self._spool.clear()

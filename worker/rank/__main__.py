@@ -3,6 +3,7 @@
 Started by worker/agent.py; the environment has what torchrun sets (RANK, WORLD_SIZE, …).
 """
 
+import contextlib
 import os
 import queue
 import socket
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.catalog import load_catalog
-from jobs.settings import Settings, load_settings
+from jobs.settings import load_settings
 from worker.protocol import Cancel, Exit, FromRank, Hello, Message, Run, encode, messages
 from worker.rank import logs
 from worker.rank.loop import serve
@@ -24,7 +25,7 @@ from worker.rank.models import Models
 from worker.rank.parallel import Parallelism
 
 
-def join_group(settings: Settings) -> torch.device:
+def join_group(timeout: timedelta) -> torch.device:
     """NCCL for tensors on GPUs, gloo for tensors on CPU and for every agreement between ranks."""
     device = pick_device(int(os.environ["LOCAL_RANK"]))
     if device.type == "cpu":
@@ -33,8 +34,7 @@ def join_group(settings: Settings) -> torch.device:
         # diffusers' context parallelism divides by the number of accelerators.
         torch.accelerator.device_count = lambda: 1
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    # A rank may wait for a peer that loads a model; the watchdog, not this, finds a hung one.
-    dist.init_process_group(backend, timeout=timedelta(seconds=settings.load_timeout_s + 60))
+    dist.init_process_group(backend, timeout=timeout)
     return device
 
 
@@ -43,16 +43,17 @@ def listen(connection: socket.socket, runs: "queue.Queue[Run | None]", canceled:
 
     The rank ends with its worker, even in the middle of a collective.
     """
-    for message in messages(connection):
-        match message:
-            case Run():
-                canceled.clear()  # of jobs before this one
-                runs.put(message)
-            case Cancel(job):
-                canceled.add(job)
-            case Exit():
-                runs.put(None)
-                return
+    with contextlib.suppress(OSError):
+        for message in messages(connection):
+            match message:
+                case Run():
+                    canceled.clear()  # of jobs before this one
+                    runs.put(message)
+                case Cancel(job):
+                    canceled.add(job)
+                case Exit():
+                    runs.put(None)
+                    return
     os._exit(1)
 
 
@@ -69,14 +70,16 @@ def sender(connection: socket.socket) -> Callable[[FromRank], None]:
 def main(socket_path: str, incarnation: int) -> None:
     settings = load_settings()
     logs.to_stderr_and_file(settings.logs, int(os.environ["RANK"]))
-    device = join_group(settings)
+    # A rank may wait for a peer that loads a model; the watchdog, not this, finds a hung one.
+    timeout = timedelta(seconds=settings.load_timeout_s + 60)
+    device = join_group(timeout)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(socket_path)
     runs: queue.Queue[Run | None] = queue.Queue()
     canceled: set[str] = set()
     threading.Thread(target=listen, args=(connection, runs, canceled), daemon=True).start()
     models = Models(load_catalog(settings.models), settings.models_dir, device)
-    parallelism = Parallelism(device)
+    parallelism = Parallelism(device, timeout)
     send = sender(connection)
     send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device)))
     serve(runs, send, canceled, models, parallelism)

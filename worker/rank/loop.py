@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from jobs.errors import Internal, JobError, OutOfMemory
+from jobs.errors import Internal, JobError, OutOfMemory, RankDied
 from jobs.request import stored_request
 from worker.plan import Plan
 from worker.protocol import Canceled, Done, Failed, FromRank, Run
@@ -42,7 +42,7 @@ def _answer(run: Run, progress: ItemProgress, models: Models, parallelism: Paral
         logger.info("%s", stopped)
         return Canceled(rank, run.job, run.index, stopped.step)
     except Exception as error:
-        return _failure(run, progress, error)
+        return _failure(run, progress, models, error)
     return Done(rank, run.job, run.index, file, progress.timings, memory.peak_bytes())
 
 
@@ -63,18 +63,29 @@ def _compute(
         return outputs.save(frames, request, run.index, Path(run.folder))
 
 
-def _failure(run: Run, progress: ItemProgress, error: Exception) -> Failed:
+def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception) -> Failed:
     """Peers in a collective can't be told: then the failure is not clean and the group must go."""
     echo = isinstance(error, PeerFailed)
     clean = not progress.together and not isinstance(error, torch.AcceleratorError)
-    if clean and not progress.met and not echo:
+    if clean and not progress.met:
         progress.meet(failed=True)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        error = OutOfMemory(f"Rank {dist.get_rank()} ran out of memory.")
-    elif not isinstance(error, JobError | PeerFailed):
+    stage = SCENE.stage
+    if not isinstance(error, JobError | PeerFailed):
         logger.exception("item %d failed", run.index)
-        error = Internal(f"{type(error).__name__}: {error}"[:500])
-    code = error.code if isinstance(error, JobError) else Internal.code
-    if torch.cuda.is_initialized() and clean:
-        torch.cuda.empty_cache()
-    return Failed(dist.get_rank(), run.job, run.index, code, str(error), SCENE.stage, clean, echo)
+    told = _named(error, clean)
+    if isinstance(told, OutOfMemory) and clean:
+        models.shrink()
+    return Failed(dist.get_rank(), run.job, run.index, told.code, str(told), stage, clean, echo)
+
+
+def _named(error: Exception, clean: bool) -> JobError:
+    """What the caller is told; a fault of a GPU or of NCCL comes as any class of RuntimeError."""
+    if isinstance(error, JobError):
+        return error
+    text = f"{type(error).__name__}: {error}"[:500]
+    short = ("out of memory", "ALLOC_FAILED")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in text for w in short):
+        return OutOfMemory(f"Rank {dist.get_rank()} ran out of memory.")
+    if isinstance(error, PeerFailed) or clean:
+        return Internal(text)
+    return RankDied(f"Rank {dist.get_rank()}: {text}")

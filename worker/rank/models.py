@@ -33,16 +33,26 @@ class Models:
         if (model, task) not in self._loaded:
             while len(self._loaded) >= KEEP:
                 self._evict()
-            try:
-                self._loaded[model, task] = self._load(self._spec(model), task)
-            except torch.OutOfMemoryError:
-                if not self._loaded:
-                    raise
+            pipeline = self._try(model, task) if self._loaded else None
+            if pipeline is None:  # it does not fit beside the others
                 while self._loaded:
                     self._evict()
-                self._loaded[model, task] = self._load(self._spec(model), task)
+                pipeline = self._load(self._spec(model), task)
+            self._loaded[model, task] = pipeline
         self._loaded.move_to_end((model, task))
         return self._loaded[model, task]
+
+    def shrink(self) -> None:
+        """Keeps only the model used last: another one's job has run out of memory."""
+        while len(self._loaded) > 1:
+            self._evict()
+
+    def _try(self, model: str, task: str) -> Any:
+        """None if memory runs out; the half-loaded pipeline is gone when this returns."""
+        try:
+            return self._load(self._spec(model), task)
+        except torch.OutOfMemoryError:
+            return None
 
     def _spec(self, model: str) -> ModelSpec:
         if model not in self._catalog:

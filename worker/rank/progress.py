@@ -95,6 +95,7 @@ class ItemProgress:
         self.met = True
         if self.replica is None or self.replica.agreement is None:
             return
+        self._tell("meet", 0, 0)
         votes = torch.tensor([FAILED if failed else WISHED if self._wished() else FINE])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.replica.agreement)
         if votes.item() == FAILED and not failed:

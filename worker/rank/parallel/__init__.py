@@ -1,6 +1,7 @@
 """A plan applied to an ordinary pipeline from outside, and taken off again, per job."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,18 +26,20 @@ class Replica:
 class Parallelism:
     """Makes every process group once, at start: creating one is collective over all ranks."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeout: timedelta) -> None:
         world = dist.get_world_size()
         widths = [w for w in range(2, world + 1) if world % w == 0]
         self._agreements: dict[tuple[int, ...], Any] = {}
         for width in widths:
             for first in range(0, world, width):
                 ranks = tuple(range(first, first + width))
-                self._agreements[ranks] = dist.new_group(list(ranks), backend="gloo")
+                self._agreements[ranks] = dist.new_group(
+                    list(ranks), backend="gloo", timeout=timeout
+                )
         self._sequence = SequenceParallel(device, widths)
 
     def replica(self, members: tuple[int, ...]) -> Replica:
-        return Replica(members, self._agreements.get(members))
+        return Replica(members, self._agreements[members] if len(members) > 1 else None)
 
     def apply(self, pipeline: Any, plan: Plan) -> None:
         """Puts the plan on the pipeline in place of the one before; milliseconds, no reload."""

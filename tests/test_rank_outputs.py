@@ -1,0 +1,20 @@
+"""Frames become files, or an error; never half a file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.catalog import Catalog
+from jobs.request import parse_request
+from worker.rank import outputs
+
+
+def test_a_video_that_cannot_be_encoded_is_an_error_not_a_file(
+    tmp_path: Path, catalog: Catalog
+) -> None:
+    request, _ = parse_request({"model": "tiny-video", "input": {"prompt": "x"}}, catalog)
+    odd = np.zeros((3, 15, 15, 3), np.uint8)  # H.264 in yuv420p takes even sides only
+    with pytest.raises(OSError, match="ffmpeg"):
+        outputs.save(odd, request, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
