@@ -83,13 +83,11 @@ def _away(error: StoreUnavailable | StorageUnavailable) -> Response:
 def _too_large(error: RequestEntityTooLarge) -> Response:
     """A client that is still sending would see a reset, not the answer: read on, within bounds."""
     until = time.monotonic() + 5
-    left = min(request.content_length or 0, 2**28)
+    left = min(request.content_length or 2**28, 2**28)
     stream = request.environ["wsgi.input"]
     while left > 0 and time.monotonic() < until and (data := stream.read(min(left, 2**16))):
         left -= len(data)
-    response = _http(error)
-    response.headers["Connection"] = "close"
-    return response
+    return _http(error)
 
 
 def _http(error: HTTPException) -> Response:
