@@ -15,6 +15,7 @@ install: $(VENV)/.installed
 # constraints.txt pins what was tested; torch's pin takes a CPU build where one is offered.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@echo "installing into $(VENV): a minute or two"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[worker,embedded,dev]"
 	touch $@

@@ -60,7 +60,10 @@ def get(id: str) -> Response:
     """With `Prefer: wait=N` it answers at the next change of status, at the latest after N s."""
     wait_s, before = _wait_s(), _job(id)
     job = _wait(id, wait_s, lambda job: job.state.final or job.status != before.status)
-    return _applied(jsonify(job_answer(job)), wait_s)
+    response = _applied(jsonify(job_answer(job)), wait_s)
+    response.set_etag(f"{job.id}-{job.seq}")
+    response.make_conditional(request)
+    return response
 
 
 @blueprint.get("")
@@ -121,7 +124,9 @@ def _json_body() -> Any:
     if len(data) >= services().settings.max_body_bytes:  # sent in chunks, it was cut there
         raise RequestEntityTooLarge
     try:
-        return json.loads(data, parse_constant=_no_constant)
+        body = json.loads(data, parse_constant=_no_constant)
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return body
     except (ValueError, RecursionError) as error:
         raise MalformedJson(f"The body is no JSON: {error}") from None
 
@@ -149,8 +154,8 @@ def _idempotency_key() -> str:
 
 
 def _wait_s() -> int:
-    asked = re.search(r"\bwait=(\d{1,9})\b", request.headers.get("Prefer", ""))
-    return min(int(asked[1]), services().settings.max_wait_s) if asked else 0
+    asked = re.search(r"\bwait=([0-9]+)", request.headers.get("Prefer", ""))
+    return min(int(asked[1][:9]), services().settings.max_wait_s) if asked else 0
 
 
 def _applied(response: Response, wait_s: int) -> Response:

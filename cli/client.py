@@ -82,6 +82,8 @@ class Client:
                         file.write(chunk)
         except httpx.HTTPError as error:
             raise ApiError(0, "unreachable", f"{url} does not answer: {error}") from None
+        except OSError as error:
+            raise ApiError(0, "not_written", f"{path}: {error.strerror}") from None
 
 
 def _api_error(response: httpx.Response) -> ApiError:

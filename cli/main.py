@@ -12,6 +12,7 @@ from cli.servers import free_port
 from cli.up import Stop
 from cli.up import fleet as running_fleet
 
+PORT = click.IntRange(1, 65535)
 TOP_LEVEL = {"parallel", "priority", "deadline_s", "metadata", "output"}
 
 
@@ -37,10 +38,10 @@ def fleet(ctx: click.Context, url: str) -> None:
 
 @fleet.command()
 @click.option("--ranks", type=click.IntRange(1), help="Default: the GPUs, or 2 on CPU.")
-@click.option("--port", default=8000, show_default=True, help="Of the API.")
+@click.option("--port", type=PORT, default=8000, show_default=True, help="Of the API.")
 @click.option("--data", type=Path, default=Path(".fleet"), show_default=True)
 @click.option("--s3", is_flag=True, help="Store results in an embedded SeaweedFS, by S3.")
-@click.option("--flower-port", default=5555, show_default=True)
+@click.option("--flower-port", type=PORT, default=5555, show_default=True)
 @click.option("--no-flower", is_flag=True)
 def up(
     ranks: int | None, port: int, data: Path, s3: bool, flower_port: int, no_flower: bool
@@ -97,6 +98,8 @@ def submit(
     no_wait: bool,
 ) -> None:
     """Send PROMPTs as one job, show its progress, fetch its files."""
+    if out is not None and not out.parent.is_dir():
+        raise click.UsageError(f"-o {out}: there is no folder {out.parent}")
     question: dict[str, Any] = {"prompt": prompt[0] if len(prompt) == 1 else list(prompt), "n": n}
     if seed is not None:
         question["seed"] = seed
@@ -110,7 +113,11 @@ def submit(
     for warning in job["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if not no_wait:
-        show.progress_bar(client, job["id"])
+        try:
+            show.progress_bar(client, job["id"])
+        except KeyboardInterrupt:
+            click.echo(f"\nthe job goes on: fleet watch {job['id']}, fleet cancel {job['id']}")
+            raise SystemExit(130) from None
         show.download(client, job["id"], Path("."), out)
 
 

@@ -97,7 +97,11 @@ def fleet(
     data: Path, port: int, ranks: int | None, s3: bool, flower_port: int | None
 ) -> Iterator[tuple[Supervisor, str]]:
     """A whole fleet for the time of the context; yields its supervisor and the API's URL."""
-    data.mkdir(parents=True, exist_ok=True)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "lock").touch()
+    except OSError as error:
+        raise click.ClickException(f"--data {data}: {error.strerror}") from None
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, _on_signal)
     with _only_one(data):

@@ -99,7 +99,16 @@ def test_a_bad_request_is_refused_and_nothing_is_enqueued(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"{'a': 1}", b'{"a": NaN}', b"\xff", b"[" * 100_000, b'{"a": 1' + b"0" * 5000],
+    [
+        b"",
+        b"{",
+        b'{"metadata": {"\\ud800": 1}}',
+        b"{'a': 1}",
+        b'{"a": NaN}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a": 1' + b"0" * 5000,
+    ],
 )
 def test_malformed_json(api: httpx.Client, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
@@ -154,6 +163,12 @@ def test_models_say_what_may_be_asked(api: httpx.Client) -> None:
     assert card["defaults"]["num_frames"] == 9 and card["limits"]["max_frames"] == 49
     assert "num_frames" in card["input_schema"]["text-to-video"]["properties"]
     assert card["workers_ready"] == 1
+
+
+def test_an_unchanged_job_is_not_sent_again(api: httpx.Client) -> None:
+    id = api.post("/v1/jobs", json=body(), headers={"Prefer": "wait=30"}).json()["id"]
+    etag = api.get(f"/v1/jobs/{id}").headers["ETag"]
+    assert api.get(f"/v1/jobs/{id}", headers={"If-None-Match": etag}).status_code == 304
 
 
 def test_health(api: httpx.Client) -> None:

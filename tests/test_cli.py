@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli.servers import free_port
 from tests.conftest import ROOT, RunningFleet, alive, descendants, until
 
 FLEET = str(Path(sys.executable).with_name("fleet"))
@@ -67,6 +68,10 @@ def test_doctor_says_what_works(file_fleet: RunningFleet) -> None:
         (["submit", "x", "--set", "width"], 2, "write KEY=VALUE"),
         (["submit", "x", "--task", "text-to-smell"], 2, "no model does"),
         (["submit"], 2, "Missing argument"),
+        (["submit", "x", "-o", "/nowhere/a.png"], 2, "there is no folder"),
+        (["up", "--data", "/proc/nope"], 1, "--data /proc/nope"),
+        (["up", "--data", "/etc/passwd"], 1, "--data /etc/passwd"),
+        (["up", "--port", "99999"], 2, "99999"),
         (["status", "job_nothing"], 2, "not_found"),
         (["cancel", "job_nothing"], 2, "not_found"),
         (["submit", "x", "--model", "absent"], 1, "model_load_failed"),
@@ -87,6 +92,19 @@ def test_nobody_there(file_fleet: RunningFleet) -> None:
         assert done.returncode == 2 and "does not answer" in done.stderr
     done = subprocess.run([*words, "doctor"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "FAIL api" in done.stdout
+
+
+def test_a_wrong_setting_ends_fleet_up_with_a_sentence(models_dir: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [FLEET, "up", "--data", str(tmp_path), "--port", str(free_port()), "--no-flower"],
+        env={**os.environ, "FLEET_MODELS_DIR": str(models_dir), "FLEET_LEASE_S": "abc"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1 and "FLEET_LEASE_S='abc' is no number." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_second_fleet_in_the_same_folder_is_refused(file_fleet: RunningFleet) -> None:

@@ -37,7 +37,7 @@ class JobFailed(Exception):
 
 
 @shared_task(  # type: ignore[untyped-decorator]
-    name=RUN, bind=True, acks_late=True, ignore_result=True
+    name=RUN, bind=True, acks_late=True, ignore_result=True, throws=(JobFailed,)
 )
 def run(self: Task, queue: str) -> dict[str, Any] | None:
     """A hint has come: run the next job of this queue, whichever it is.
