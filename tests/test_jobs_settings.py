@@ -91,6 +91,19 @@ def test_a_process_with_a_bad_setting_ends_with_that_sentence(command: list[str]
     assert ended.stderr.count("FLEET_RANKS") == 1, "it is not started again and again"
 
 
+def test_a_worker_whose_data_folder_cannot_be_made_ends_with_a_sentence() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker", "worker"],
+        env={**os.environ, "FLEET_DATA_DIR": "/proc/nope"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode != 0 and "can't be used" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_worker_with_another_pool_ends_with_a_sentence(models_dir: Path) -> None:
     for options in (["--concurrency", "2"], ["--pool", "solo"]):
         ended = subprocess.run(

@@ -56,6 +56,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             fleet.group.start()
         except FleetError as error:
             raise SystemExit(str(error)) from None
+        except OSError as error:
+            raise SystemExit(f"FLEET_DATA_DIR can't be used: {error}.") from None
         self._reaper = Reaper(
             worker.app,
             fleet.store,
