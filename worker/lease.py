@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 EVERY_S = 0.25  # at most four progress events a second
-AWAY_S = 5
+AWAY_S = 5  # between tries while Redis is away: each may take seconds
 TICK_S = 0.2
 
 
@@ -66,7 +66,8 @@ class Lease:
     def _listen(self) -> None:
         while not self._over.is_set() and not self._cancel:
             try:
-                self._cancel |= self._store.wished(self.claim)
+                if self._store.wished(self.claim):
+                    self._cancel = True
             except StoreUnavailable:
                 self._over.wait(1)
         if self._cancel:
@@ -89,12 +90,13 @@ class Lease:
         if self._late() or self._drain.over:
             self.stop.set()
         try:
-            self._cancel |= self._store.renew(self.claim, plan, self._news)
+            if self._store.renew(self.claim, plan, self._news):
+                self._cancel = True  # never back: the listener sets it too
             self._news = None
             self._next = time.monotonic() + EVERY_S
         except StoreUnavailable as error:
             logger.warning("%s: lease not renewed: %s", self.claim.id, error)
-            self._next = time.monotonic() + AWAY_S  # each try may take seconds
+            self._next = time.monotonic() + AWAY_S
         if self._cancel:
             self.stop.set()
 
