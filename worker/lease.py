@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 EVERY_S = 0.25  # at most four progress events a second
-AWAY_S = 5  # between tries while Redis is away: each may take seconds
+AWAY_S = 2  # between tries while Redis is away: each may take seconds
 TICK_S = 0.2
 
 
