@@ -6,8 +6,9 @@ from jobs.queue import make_app
 from jobs.settings import settings_or_exit
 from worker.bootstep import GroupStep
 
-app = make_app(settings_or_exit())
-app.settings = settings_or_exit()
+settings = settings_or_exit()
+app = make_app(settings)
+app.settings = settings
 app.conf.update(
     imports=["worker.tasks"],
     # Threads: solo is deaf while a job runs, and a fork gives nothing to a process without torch.

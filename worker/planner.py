@@ -9,7 +9,7 @@ from worker.plan import Plan
 
 # An image of up to a megapixel gains less from a split than it costs: deal whole images instead.
 SPLIT_ABOVE_PIXELS = 1024 * 1024
-# Speed-up of u ranks by Ulysses as u ** this: 1.8x on 2 and 3.5x on 4 H200s, docs/decisions.md.
+# Speed-up of u ranks by Ulysses as u ** this: 1.8x on 2 H200s, benchmarks/README.md.
 ULYSSES_GAIN = 0.9
 
 

@@ -4,6 +4,7 @@ The spool keeps a finished job until its manifest is written, so that a storage 
 waiting, not rendering again; the next attempt on this node finds it there.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -61,6 +62,8 @@ class Spool:
     def clear_attempt(self) -> None:
         """Only what this attempt wrote: another one may be using the rest."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty
+            self._job.rmdir()
 
 
 def published(storage: ArtifactStorage, job: str) -> Published | None:

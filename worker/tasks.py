@@ -23,7 +23,7 @@ from jobs.record import Claim, JobState
 from jobs.request import items, stored_request
 from worker.fleet import Fleet
 from worker.lease import CancelWished, Lease, persist
-from worker.meter import Meter
+from worker.meter import UPLOAD, Meter
 from worker.planner import choose_plan
 from worker.protocol import Done, Ended, Progress
 from worker.publish import Published, Rendered, Spool, commit, published, upload
@@ -83,9 +83,7 @@ class Attempt:
                 with self._lease:
                     result = self._result()
             except CancelWished:
-                self._spool.clear()
-                persist(lambda: store.finish(claim, JobState.CANCELED))
-                return JobState.CANCELED
+                return self._canceled()
             except JobError as error:
                 return self._failed(error)
             except LeaseLost:
@@ -110,7 +108,7 @@ class Attempt:
             if earlier:
                 return earlier
         rendered = self._spool.load() or self._render()
-        self._tell({"value": 0.98, "stage": "upload"})
+        self._tell({"value": UPLOAD, "stage": "upload"})
         began = time.monotonic()
         artifacts = self._lease.insist(lambda: upload(storage, claim, rendered))
         self._lease.planned(rendered.plan)  # is it still ours, is it still wanted?
@@ -161,24 +159,27 @@ class Attempt:
             with contextlib.suppress(Exception):  # no news of a job may end it
                 self._task.send_event("task-progress", retry=False, job=self._claim.id, **progress)
 
+    def _canceled(self) -> JobState:
+        self._spool.clear()
+        persist(lambda: self._fleet.store.finish(self._claim, JobState.CANCELED))
+        return JobState.CANCELED
+
     def _failed(self, error: JobError) -> JobState:
         store, claim = self._fleet.store, self._claim
         if not isinstance(error, DeadlineExceeded) and self._lease.stop.is_set():
             try:  # what went wrong while the lane was being stopped is not the news
                 self._lease.check()
             except CancelWished:
-                self._spool.clear()
-                persist(lambda: store.finish(claim, JobState.CANCELED))
-                return JobState.CANCELED
+                return self._canceled()
             except (DeadlineExceeded, Interrupted) as reason:
                 error = reason
         answer = error.answer()
         logger.error("%s: %s: %s", claim.id, error.code, error)
         decision = decide(error, claim.errors)
         if isinstance(decision, Again):
-            state = persist(lambda: store.fail(claim, answer, 0, decision.counted))
             if not self._spool.load():
-                self._spool.clear()
+                self._spool.clear_attempt()
+            state = persist(lambda: store.fail(claim, answer, 0, decision.counted))
             if state is JobState.QUEUED:
                 send_hint(self._task.app, store, claim.id)
             return state
