@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import UMT5Config, UMT5EncoderModel
 
-from worker.rank.demo import tokenizer
+from tests.fixtures.tiny import tokenizer
 
 
 def build(folder: Path) -> None:

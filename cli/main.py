@@ -68,9 +68,14 @@ def demo(data: Path, s3: bool) -> None:
             folder.mkdir(exist_ok=True)
             client = Client(url)
             for body in show.DEMO:
-                job = client.submit(body)
-                show.progress_bar(client, job["id"])
-                show.download(client, job["id"], folder, None)
+                click.echo(f"asking {body['model']} for {body['input']['prompt']}")
+                id = client.submit(body)["id"]
+                show.progress_bar(client, id)
+                files, job = show.download(client, id, folder, None), client.job(id)
+                if job["task"] == "text-to-video":
+                    show.strip(files[0], job["outputs"][0]["frames"])
+                show.seconds(job)
+                click.echo()
     except Stop:
         click.echo("stopped")
         raise SystemExit(130) from None

@@ -1,5 +1,6 @@
 """What the commands print."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ from cli.client import ApiError, Client
 
 DEMO: list[dict[str, Any]] = [
     {
-        "model": "tiny-video",
+        "model": "shapes",
         "task": "text-to-video",
-        "input": {"prompt": "a red circle", "seed": 1},
+        "input": {"prompt": "a red circle moving left on a blue background", "seed": 1},
     },
     {
-        "model": "tiny-image",
+        "model": "shapes",
         "task": "text-to-image",
-        "input": {"prompt": ["a red circle", "a blue square"], "seed": 1},
+        "input": {
+            "prompt": ["a yellow square on a purple background", "a green heart on white"],
+            "seed": 1,
+        },
     },
 ]
+STRIP = 7  # pictures side by side
 
 
 def progress_bar(client: Client, id: str) -> None:
@@ -48,9 +53,9 @@ def _where(job: dict[str, Any] | None) -> str:
     return f"{progress['stage']}{steps}"
 
 
-def download(client: Client, id: str, folder: Path, out: Path | None) -> None:
+def download(client: Client, id: str, folder: Path, out: Path | None) -> list[Path]:
     """Fetches every output and says where it lies. out: a file, or a folder for several."""
-    outputs = client.job(id)["outputs"]
+    outputs, paths = client.job(id)["outputs"], []
     if out is not None and (len(outputs) > 1 or out.is_dir()):
         folder, out = out, None
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +64,38 @@ def download(client: Client, id: str, folder: Path, out: Path | None) -> None:
         path = out or folder / f"{id}-{output['index']}.{suffix}"
         client.download(output["download_url"], path)
         click.echo(f"{path.absolute()}  {output['bytes']} bytes, seed {output['seed']}")
+        paths.append(path)
+    return paths
+
+
+def seconds(job: dict[str, Any]) -> None:
+    """What each stage took."""
+    stages = {name: took for name, took in job["metrics"].items() if name.endswith("_s")}
+    click.echo(", ".join(f"{name[:-2]} {took:.1f} s" for name, took in stages.items()))
+
+
+def strip(video: Path, frames: int) -> None:
+    """Pictures of a video side by side, and where they lie."""
+    # Late: it comes with a worker, and only the demo, which has one, draws strips.
+    import imageio_ffmpeg
+
+    path = video.with_suffix(".strip.png")
+    every = max(1, (frames - 1) // (STRIP - 1))
+    tiles = f"select=not(mod(n\\,{every})),tile={STRIP}x1"
+    words = [
+        "-y",
+        "-loglevel",
+        "error",
+        "-i",
+        str(video),
+        "-vf",
+        tiles,
+        "-frames:v",
+        "1",
+        str(path),
+    ]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *words], check=True)
+    click.echo(f"{path.absolute()}  the video as a strip")
 
 
 def table(jobs: list[dict[str, Any]]) -> None:

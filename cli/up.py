@@ -15,7 +15,7 @@ from typing import IO
 import click
 
 from cli import servers
-from cli.servers import PYTHON, Part
+from cli.servers import Part
 
 START_S = 180
 RESTART_S = 1
@@ -114,7 +114,6 @@ def fleet(
             environment["FLEET_RANKS"] = str(ranks)
         supervisor = Supervisor(environment, data / "logs")
         try:
-            _make_models(environment)
             redis = servers.valkey(data / "valkey")
             supervisor.start(redis)
             environment["FLEET_REDIS_URL"] = redis.url
@@ -132,22 +131,6 @@ def fleet(
             yield supervisor, api.url
         finally:
             supervisor.stop()
-
-
-def _make_models(environment: dict[str, str]) -> None:
-    """The small demo models, if they are not there; not where the user has a catalogue of his."""
-    if "FLEET_MODELS" in environment:
-        return
-    folder = environment.get(
-        "FLEET_MODELS_DIR", str(Path(environment["FLEET_DATA_DIR"]) / "models")
-    )
-    made = subprocess.run(
-        [PYTHON, "-m", "worker.rank.demo", folder], env=environment, capture_output=True, text=True
-    )
-    if made.returncode:
-        raise click.ClickException(f"the demo models can't be made:\n{made.stderr[-2000:]}")
-    if made.stdout:
-        click.echo(made.stdout.rstrip())
 
 
 @contextlib.contextmanager

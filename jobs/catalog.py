@@ -55,8 +55,9 @@ class Shape(_Frozen):
 
 
 class ModelSpec(_Frozen):
-    """weights: a hub id ("org/name"), a folder ("/…"), or a folder of FLEET_MODELS_DIR ("./…").
-    adapter: a module with load() and run() in place of the task's own."""
+    """weights: a hub id ("org/name"), a folder ("/…"), a folder of FLEET_MODELS_DIR ("./…"), or one
+    that comes with the worker ("shipped:…"). adapter: a module with load() and run() in place of
+    the tasks' own. negative_prompt: whether guidance is a second pass, with that prompt."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     weights: str
@@ -69,9 +70,16 @@ class ModelSpec(_Frozen):
     limits: Limits = Limits()
     defaults: dict[str, Any] = {}
 
-    def source(self, models_dir: Path) -> str:
+    def source(self, models_dir: Path, shipped: Path) -> str:
         """What from_pretrained() takes: a folder's path or a hub id."""
-        return str(models_dir / self.weights) if self.weights.startswith("./") else self.weights
+        if self.weights.startswith("./"):
+            return str(models_dir / self.weights)
+        prefix, _, name = self.weights.rpartition(":")
+        return str(shipped / name) if prefix == "shipped" else self.weights
+
+    def guides(self, guidance_scale: float) -> bool:
+        """Whether each step takes two passes, which two groups of ranks may share."""
+        return self.negative_prompt and guidance_scale > 1
 
 
 Catalog = Mapping[str, ModelSpec]

@@ -195,7 +195,9 @@ def _fill(body: dict[str, Any], spec: ModelSpec, task: Task) -> tuple[dict[str, 
             for key, value in given.items()
             if value is not None and not (key in _EMPTY and value == _EMPTY[key])
         }
-        filled["input"] = {"seed": secrets.randbelow(2**32), **spec.defaults, **asked}
+        known = REQUESTS[task].model_fields["input"].annotation.model_fields  # type: ignore
+        defaults = {key: value for key, value in spec.defaults.items() if key in known}
+        filled["input"] = {"seed": secrets.randbelow(2**32), **defaults, **asked}
     return filled, warnings
 
 
@@ -282,9 +284,11 @@ def _impossible_plan(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     if not isinstance(plan, Parallel):
         return []
     problems = []
-    for degree in ("cfg", "ring"):
-        if getattr(plan, degree) > 1:
-            problems.append(Problem(f"/parallel/{degree}", "plan", f"{degree} must be 1 for now."))
+    if plan.ring > 1:
+        problems.append(Problem("/parallel/ring", "plan", "ring must be 1 for now."))
+    if plan.cfg > 1 and not spec.guides(asked.guidance_scale):
+        detail = f"There is one pass a step here: {spec.id}, guidance {asked.guidance_scale:g}."
+        problems.append(Problem("/parallel/cfg", "plan", detail))
     counts = spec.shape.token_counts(asked.width, asked.height, asked.frames)
     if reason := spec.shape.refuses(plan.ulysses, counts):
         problems.append(Problem("/parallel/ulysses", "plan", reason))

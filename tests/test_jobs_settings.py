@@ -138,7 +138,10 @@ def test_a_bad_catalogue_is_refused_by_a_sentence(text: str, words: str, tmp_pat
 
 def test_the_packaged_catalogue_is_sound() -> None:
     catalog = load_catalog(Settings().models)
-    assert {"tiny-video", "tiny-image", "wan2.1-t2v-14b", "flux.1-dev"} <= set(catalog)
-    folder, hub = catalog["tiny-video"], catalog["flux.1-dev"]
-    assert folder.source(Path("/m")) == "/m/tiny-video"
-    assert hub.source(Path("/m")) == "black-forest-labs/FLUX.1-dev"
+    assert {"shapes", "wan2.1-t2v-14b", "flux.1-dev"} <= set(catalog)
+    places = Path("/m"), Path("/shipped")
+    shipped, hub = catalog["shapes"], catalog["flux.1-dev"]
+    assert shipped.source(*places) == "/shipped/shapes"
+    assert hub.source(*places) == "black-forest-labs/FLUX.1-dev"
+    folder = shipped.model_copy(update={"weights": "./mine"})
+    assert folder.source(*places) == "/m/mine"

@@ -36,13 +36,20 @@ def plan_for(model: str, ranks: int, least_memory: bool = False, **input: Any) -
     "model,ranks,input,plan",
     [
         ("wan2.1-t2v-1.3b", 1, {}, Plan()),
-        ("wan2.1-t2v-1.3b", 2, {}, Plan(ulysses=2)),
-        ("wan2.1-t2v-1.3b", 4, {}, Plan(ulysses=4)),
-        ("wan2.1-t2v-1.3b", 8, {}, Plan(ulysses=4)),  # 12 heads: never 8
-        ("wan2.1-t2v-1.3b", 8, {"n": 2}, Plan(data=2, ulysses=4)),
-        ("wan2.1-t2v-14b", 8, {}, Plan(ulysses=8)),
+        ("wan2.1-t2v-1.3b", 2, {}, Plan(cfg=2)),
+        ("wan2.1-t2v-1.3b", 4, {}, Plan(cfg=2, ulysses=2)),
+        (
+            "wan2.1-t2v-1.3b",
+            4,
+            {"guidance_scale": 1.0},
+            Plan(ulysses=4),
+        ),  # one pass: nothing to share
+        ("wan2.1-t2v-1.3b", 8, {}, Plan(cfg=2, ulysses=4)),
+        ("wan2.1-t2v-1.3b", 8, {"guidance_scale": 1.0}, Plan(ulysses=4)),  # 12 heads: never 8
+        ("wan2.1-t2v-1.3b", 8, {"n": 2}, Plan(data=2, cfg=2, ulysses=2)),
+        ("wan2.1-t2v-14b", 8, {}, Plan(cfg=2, ulysses=4)),
         ("wan2.1-t2v-14b", 4, {"n": 4}, Plan(data=4)),
-        ("wan2.1-t2v-14b", 4, {"n": 5}, Plan(ulysses=4)),  # better than two rounds
+        ("wan2.1-t2v-14b", 4, {"n": 5}, Plan(cfg=2, ulysses=2)),  # better than two rounds
         ("wan2.1-t2v-14b", 4, {"n": 8}, Plan(data=4)),
         ("flux.1-dev", 4, {}, Plan()),
         ("flux.1-dev", 4, {"n": 3}, Plan(data=3)),

@@ -1,5 +1,6 @@
 """choose_plan(): from the question and the model's shape to a plan. Pure; knows no GPU."""
 
+from dataclasses import replace
 from math import ceil
 
 from jobs.catalog import ModelSpec
@@ -11,6 +12,8 @@ from worker.plan import Plan
 SPLIT_ABOVE_PIXELS = 1024 * 1024
 # Speed-up of u ranks by Ulysses as u ** this: 1.8x on 2 H200s, benchmarks/README.md.
 ULYSSES_GAIN = 0.9
+# Two ranks on the two passes of guidance: next to nothing is sent.
+CFG_GAIN = 1.96
 
 
 def choose_plan(
@@ -37,9 +40,17 @@ def choose_plan(
         return Plan(data=min(ranks // widest, count), ulysses=widest), "least memory"
     if asked.frames == 1 and asked.width * asked.height <= SPLIT_ABOVE_PIXELS:
         return Plan(data=min(ranks, count)), "small images are dealt whole"
+    replicas = [
+        Plan(cfg=cfg, ulysses=degree)
+        for cfg in ((1, 2) if spec.guides(asked.guidance_scale) else (1,))
+        for degree in degrees
+        if ranks % (cfg * degree) == 0
+    ]
 
-    def duration(degree: int) -> float:
-        return ceil(count / (ranks // degree)) / float(degree**ULYSSES_GAIN)
+    def duration(replica: Plan) -> float:
+        gain: float = CFG_GAIN ** (replica.cfg - 1) * replica.ulysses**ULYSSES_GAIN
+        return ceil(count / (ranks // replica.replica_width)) / gain
 
-    best = min(degrees, key=duration)
-    return Plan(data=min(ranks // best, count), ulysses=best), f"shortest for {count} outputs"
+    best = min(replicas, key=duration)
+    data = min(ranks // best.replica_width, count)
+    return replace(best, data=data), f"shortest for {count} outputs"

@@ -17,6 +17,7 @@ from worker.rank.pipelines import PIPELINES
 logger = logging.getLogger(__name__)
 
 KEEP = 2
+SHIPPED = Path(__file__).parent / "weights"
 
 
 class Models:
@@ -26,11 +27,12 @@ class Models:
 
     def adapter(self, model: str, task: str) -> ModuleType:
         """The module whose load() and run() serve this task of this model."""
-        return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
+        return importlib.import_module(self._adapter(model, task))
 
     def get(self, model: str, task: str) -> Any:
         """The pipeline, from memory or loaded. Raises: ModelLoadFailed."""
-        if (model, task) not in self._loaded:
+        key = model, self._adapter(model, task)
+        if key not in self._loaded:
             while len(self._loaded) >= KEEP:
                 self._evict()
             pipeline = self._try(model, task) if self._loaded else None
@@ -38,9 +40,9 @@ class Models:
                 while self._loaded:
                     self._evict()
                 pipeline = self._load(self._spec(model), task)
-            self._loaded[model, task] = pipeline
-        self._loaded.move_to_end((model, task))
-        return self._loaded[model, task]
+            self._loaded[key] = pipeline
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
 
     def shrink(self) -> None:
         """Keeps only the model used last: another one's job has run out of memory."""
@@ -54,13 +56,16 @@ class Models:
         except torch.OutOfMemoryError:
             return None
 
+    def _adapter(self, model: str, task: str) -> str:
+        return self._spec(model).adapter or PIPELINES[task]
+
     def _spec(self, model: str) -> ModelSpec:
         if model not in self._catalog:
             raise ModelLoadFailed(f"This worker's catalogue has no model {model!r}.")
         return self._catalog[model]
 
     def _load(self, spec: ModelSpec, task: str) -> Any:
-        source = spec.source(self._models_dir)
+        source = spec.source(self._models_dir, SHIPPED)
         if source.startswith("/") and not Path(source).is_dir():
             raise ModelLoadFailed(f"Model {spec.id}: there is no folder {source}.")
         logger.info("loading %s from %s", spec.id, source)

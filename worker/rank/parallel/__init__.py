@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from worker.plan import Plan
+from worker.rank.parallel.guidance import GuidanceParallel
 from worker.rank.parallel.sequence import SequenceParallel
 
 
@@ -37,6 +38,7 @@ class Parallelism:
                     list(ranks), backend="gloo", timeout=timeout
                 )
         self._sequence = SequenceParallel(device, widths)
+        self._guidance = GuidanceParallel([w // 2 for w in widths if w % 2 == 0])
 
     def replica(self, members: tuple[int, ...]) -> Replica:
         return Replica(members, self._agreements[members] if len(members) > 1 else None)
@@ -44,6 +46,10 @@ class Parallelism:
     def apply(self, pipeline: Any, plan: Plan) -> None:
         """Puts the plan on the pipeline in place of the one before; milliseconds, no reload."""
         transformer = getattr(pipeline, "transformer", None)
-        if transformer is not None:
-            text_tokens = getattr(pipeline, "text_tokens", 0)
-            self._sequence.apply(transformer, plan.ulysses, text_tokens)
+        if transformer is None:
+            return
+        # Guidance lies around the sequence's hooks: off before they change, on after.
+        self._guidance.remove(transformer)
+        self._sequence.apply(transformer, plan.ulysses, getattr(pipeline, "text_tokens", 0))
+        if plan.cfg > 1:
+            self._guidance.apply(transformer, plan.ulysses * plan.ring)

@@ -1,11 +1,11 @@
-"""Text to video by WanPipeline (Wan 2.1, https://arxiv.org/abs/2503.20314)."""
+"""Text to video, or to a picture of one frame, by WanPipeline (Wan 2.1, https://arxiv.org/abs/2503.20314)."""
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from jobs.catalog import ModelSpec
-from jobs.request import TextToVideo
+from jobs.request import TextToImage, TextToVideo
 from worker.rank.progress import ItemProgress
 
 
@@ -22,7 +22,11 @@ def load(spec: ModelSpec, source: str, device: torch.device) -> WanPipeline:
 
 
 def run(
-    pipeline: WanPipeline, request: TextToVideo, prompt: str, seed: int, progress: ItemProgress
+    pipeline: WanPipeline,
+    request: TextToVideo | TextToImage,
+    prompt: str,
+    seed: int,
+    progress: ItemProgress,
 ) -> np.ndarray | None:
     asked = request.input
     with progress.stage("text_encode"):
@@ -38,7 +42,7 @@ def run(
             negative_prompt_embeds=negative_embeds,
             height=asked.height,
             width=asked.width,
-            num_frames=asked.num_frames,
+            num_frames=asked.frames,
             num_inference_steps=asked.num_inference_steps,
             guidance_scale=asked.guidance_scale,
             # On the CPU, so that every rank of a replica, and every kind of GPU, draws the same.
