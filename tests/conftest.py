@@ -24,6 +24,7 @@ from jobs.store import JobStore
 ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "tests" / "fixtures" / "models.toml"
 PYTHON = sys.executable
+TOP_LEVEL = ("parallel", "deadline_s", "priority", "task")
 FAULTY = ("counts", "sleeps", "hangs", "dies", "oom", "broken")
 
 
@@ -152,7 +153,7 @@ class RunningFleet:
         raise AssertionError("\n".join(self.lines))
 
     def submit(self, model: str, prompt: Any = "x", **fields: Any) -> str:
-        top = {k: fields.pop(k) for k in ("parallel", "deadline_s", "priority") if k in fields}
+        top = {k: fields.pop(k) for k in TOP_LEVEL if k in fields}
         body = {"model": model, "input": {"prompt": prompt, **fields}, **top}
         return str(self.client.submit(body)["id"])
 

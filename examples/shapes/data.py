@@ -1,6 +1,7 @@
 """What the model is trained on: a caption and a clip of one flat shape moving on a flat ground."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi, sin, sqrt
@@ -77,7 +78,7 @@ class Scene:
             motion=motion,
             background=self.background,
         )
-        return " ".join(words.split())
+        return re.sub(r"\ba (?=[aeiou])", "an ", " ".join(words.split()))
 
 
 def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
@@ -122,7 +123,7 @@ def vocabulary() -> list[str]:
     phrases = [*SENTENCES, *BARE, *COLOURS, *SHAPES]
     for ways in (*MOTIONS.values(), *SIZE_WORDS.values()):
         phrases += ways
-    words = " ".join(phrases).replace(",", " ").split()
+    words = " ".join(["an", *phrases]).replace(",", " ").split()
     return sorted({word for word in words if not word.startswith("{")})
 
 

@@ -89,11 +89,19 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
+def _cut_out(mask: np.ndarray) -> np.ndarray:
+    """What is in the mask, with a margin that a silhouette may reach into."""
+    rows, columns = np.nonzero(mask)
+    top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+    margin = (bottom - top + right - left) // 4 + 2
+    return np.pad(mask[top : bottom + 1, left : right + 1], margin)
+
+
 def _shape(masks: np.ndarray) -> str | None:
     """The silhouette that fits best in a few frames, each scaled to the area and turned about."""
     scores = dict.fromkeys(SILHOUETTES, 0.0)
     chosen = masks[np.linspace(0, len(masks) - 1, min(3, len(masks))).astype(int)]
-    for mask in chosen:
+    for mask in map(_cut_out, chosen):
         column, row, area = _moments(mask)
         dy, dx = np.indices(mask.shape, float)
         dx, dy = dx - column, dy - row

@@ -1,106 +1,31 @@
 """Trains the model from nothing: first the VAE, then text encoder and transformer on its latents.
 
 `python -m examples.shapes.train FOLDER` goes on where an earlier call stopped and leaves the
-finished pipeline in FOLDER/model. README.md has the hardware, the time and the loss.
+finished pipeline in FOLDER/model. On N GPUs: `torchrun --nproc-per-node N -m examples.shapes.train
+FOLDER`. README.md has the hardware, the time and the loss.
 """
 
 import argparse
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import nn
 from torch.nn import functional as F
 
 from examples.shapes.data import SIDE, Scene, draw, random_caption, random_scene
 from examples.shapes.model import embed, fresh, short_text
+from examples.shapes.training import RANK, WORLD, Training, seed_of
 
 SHIFT = 3.0  # more of the training at high noise, where places and shapes are decided
 UNCONDITIONAL = 0.12  # share of empty captions, for classifier-free guidance
 LENGTHS = ((7, 0.7), (4, 0.1), (1, 0.2))  # latent frames of a batch: 25, 13 or 1 pictures
-
-
-class Training:
-    """One stage: a loss, its weights, and a file to go on from."""
-
-    def __init__(
-        self,
-        file: Path,
-        modules: list[nn.Module],
-        steps: int,
-        lr: float,
-        decay: float,
-        until: float,
-    ) -> None:
-        self._file, self._modules, self._steps, self._until = file, modules, steps, until
-        self._lr, self._decay = lr, decay
-        weights = [p for module in modules for p in module.parameters()]
-        self._weights = weights
-        self._optimizer = torch.optim.AdamW(
-            weights, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=weights[0].is_cuda
-        )
-        self._average = [p.detach().clone() for p in weights]
-        self.done = 0
-        if file.exists():
-            state = torch.load(file, map_location=weights[0].device)
-            self._optimizer.load_state_dict(state["optimizer"])
-            self.done = state["done"]
-            for p, saved in zip(weights, state["weights"], strict=True):
-                p.data.copy_(saved)
-            self._average = state["average"]
-
-    def run(self, loss_of: Callable[[int], torch.Tensor]) -> bool:
-        """Whether all steps are done; the modules then hold the averaged weights."""
-        began, losses = time.monotonic(), torch.zeros((), device=self._weights[0].device)
-        first = self.done
-        while self.done < self._steps:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._lr * _schedule(self.done, self._steps)
-            loss = loss_of(self.done)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self._weights, 1.0)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-            self.done += 1
-            keep = min(self._decay, self.done / (self.done + 20))
-            torch._foreach_lerp_(self._average, [p.data for p in self._weights], 1 - keep)
-            losses += loss.detach()
-            if self.done % 200 == 0 or self.done in (10, self._steps):
-                pace = (time.monotonic() - began) / (self.done - first)
-                mean = losses.item() / min(200, self.done - first)
-                losses.zero_()
-                print(
-                    f"{self._file.stem} {self.done} loss {mean:.5f} {pace:.3f} s/step", flush=True
-                )
-            late = time.monotonic() > self._until
-            if self.done % 500 == 0 or late:
-                self.save()
-            if late:
-                return False
-        self.save()
-        for p, averaged in zip(self._weights, self._average, strict=True):
-            p.data.copy_(averaged)
-        return True
-
-    def save(self) -> None:
-        state = {
-            "done": self.done,
-            "weights": [p.data for p in self._weights],
-            "average": self._average,
-            "optimizer": self._optimizer.state_dict(),
-        }
-        unfinished = self._file.with_suffix(".part")
-        torch.save(state, unfinished)
-        unfinished.rename(self._file)
-
-
-def _schedule(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 500) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 @dataclass(frozen=True)
@@ -130,8 +55,8 @@ def train_vae(pipeline: WanPipeline, training: Training, device: torch.device) -
     def loss_of(step: int) -> torch.Tensor:
         if step == PHASES[0].steps:
             _forget_the_past(vae)
-        phase, rng = plan[step], random.Random(step)
-        generator.manual_seed(step)
+        phase, rng = plan[step], random.Random(seed_of(step))
+        generator.manual_seed(seed_of(step))
         frames = rng.choice(phase.frames)
         batch = max(1, phase.batch * phase.frames[len(phase.frames) // 2] // frames)
         scenes = [random_scene(rng) for _ in range(batch)]
@@ -166,7 +91,8 @@ def make_latents(
     is mostly noise then, and the transformer learns none of it. Their mean and deviation go into
     the VAE's config.
     """
-    rng, generator = random.Random(1_000_000), torch.Generator(device).manual_seed(1_000_000)
+    seed = 1_000_000 + RANK  # each rank has clips of its own
+    rng, generator = random.Random(seed), torch.Generator(device).manual_seed(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     if not file.exists():
         parts = []
@@ -177,7 +103,11 @@ def make_latents(
         torch.save(torch.cat(parts), file)
     latents = torch.load(file, map_location=device)
     sample = latents[:8192].float()
-    mean, std = sample.mean((0, 2, 3, 4)), sample.std((0, 2, 3, 4))
+    moments = torch.stack([sample.mean((0, 2, 3, 4)), sample.square().mean((0, 2, 3, 4))])
+    if WORLD > 1:
+        dist.all_reduce(moments)
+    mean, square = moments / WORLD
+    std = (square - mean**2).sqrt()
     pipeline.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     for part in latents.split(4096):
         part.sub_(mean.view(-1, 1, 1, 1)).div_(std.view(-1, 1, 1, 1))
@@ -197,8 +127,8 @@ def train_transformer(
     lengths, shares = zip(*LENGTHS, strict=True)
 
     def loss_of(step: int) -> torch.Tensor:
-        rng = random.Random(step)
-        torch.manual_seed(step)
+        rng = random.Random(seed_of(step))
+        torch.manual_seed(seed_of(step))
         rows = [rng.randrange(len(scenes)) for _ in range(batch)]
         captions = [
             "" if rng.random() < UNCONDITIONAL else random_caption(scenes[i], rng) for i in rows
@@ -227,7 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=14000, help="of the transformer")
     parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--clips", type=int, default=50_000, help="that each rank learns from")
     parser.add_argument("--seconds", type=float, default=math.inf, help="then stop; call again")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
@@ -236,6 +166,10 @@ def arguments() -> argparse.Namespace:
 def stages(asked: argparse.Namespace) -> Iterator[bool]:
     """Each yields whether it is finished."""
     device, until = torch.device(asked.device), time.monotonic() + asked.seconds
+    if WORLD > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(RANK)
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     pipeline = fresh()
@@ -247,11 +181,15 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
         steps = sum(phase.steps for phase in PHASES)
         training = Training(asked.folder / "vae.pt", [pipeline.vae], steps, 4e-3, 0.995, until)
         yield train_vae(pipeline, training, device)
-        pipeline.vae.save_pretrained(finished)
-    scenes, latents = make_latents(pipeline, asked.folder / "latents.pt", asked.clips, device)
+        if RANK == 0:
+            pipeline.vae.save_pretrained(finished)
+    file = asked.folder / f"latents-{RANK}.pt"
+    scenes, latents = make_latents(pipeline, file, asked.clips, device)
     modules = [pipeline.text_encoder, pipeline.transformer]
     training = Training(asked.folder / "transformer.pt", modules, asked.steps, 1e-3, 0.9995, until)
     yield train_transformer(pipeline, training, scenes, latents, asked.batch)
+    if RANK:
+        return
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(asked.folder / "model", max_shard_size="5MB")
 
@@ -259,10 +197,11 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
 def main() -> None:
     asked = arguments()
     asked.folder.mkdir(parents=True, exist_ok=True)
-    if all(stages(asked)):
-        print(f"finished: {asked.folder / 'model'}")
-    else:
-        print("stopped; the same command goes on")
+    finished = all(stages(asked))
+    if WORLD > 1:
+        dist.destroy_process_group()
+    if RANK == 0:
+        print("finished" if finished else "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

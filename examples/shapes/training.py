@@ -1,0 +1,117 @@
+"""A stage of the training: steps, averaged weights, a file to go on from, any number of GPUs."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def seed_of(step: int) -> int:
+    """Another one on every rank at every step."""
+    return step * WORLD + RANK
+
+
+class Training:
+    """One stage: a loss, its weights, and a file to go on from."""
+
+    def __init__(
+        self,
+        file: Path,
+        modules: list[nn.Module],
+        steps: int,
+        lr: float,
+        decay: float,
+        until: float,
+    ) -> None:
+        self._file, self._modules, self._steps, self._until = file, modules, steps, until
+        self._lr, self._decay = lr, decay
+        weights = [p for module in modules for p in module.parameters()]
+        self._weights = weights
+        self._optimizer = torch.optim.AdamW(
+            weights, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=weights[0].is_cuda
+        )
+        self._average = [p.detach().clone() for p in weights]
+        self.done = 0
+        if file.exists():
+            state = torch.load(file, map_location=weights[0].device)
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.done = state["done"]
+            for p, saved in zip(weights, state["weights"], strict=True):
+                p.data.copy_(saved)
+            self._average = state["average"]
+
+    def run(self, loss_of: Callable[[int], torch.Tensor]) -> bool:
+        """Whether all steps are done; the modules then hold the averaged weights."""
+        began, losses = time.monotonic(), torch.zeros((), device=self._weights[0].device)
+        first = self.done
+        while self.done < self._steps:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._lr * _schedule(self.done, self._steps)
+            loss = loss_of(self.done)
+            loss.backward()
+            self._share_gradients()
+            nn.utils.clip_grad_norm_(self._weights, 1.0)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            self.done += 1
+            keep = min(self._decay, self.done / (self.done + 20))
+            torch._foreach_lerp_(self._average, [p.data for p in self._weights], 1 - keep)
+            losses += loss.detach()
+            if RANK == 0 and (self.done % 200 == 0 or self.done in (10, self._steps)):
+                pace = (time.monotonic() - began) / (self.done - first)
+                mean = losses.item() / min(200, self.done - first)
+                losses.zero_()
+                print(
+                    f"{self._file.stem} {self.done} loss {mean:.5f} {pace:.3f} s/step", flush=True
+                )
+            if self.done % 500 == 0:
+                self.save()
+            if self.done % 50 == 0 and self._late():
+                self.save()
+                return False
+        self.save()
+        for p, averaged in zip(self._weights, self._average, strict=True):
+            p.data.copy_(averaged)
+        return True
+
+    def _share_gradients(self) -> None:
+        if WORLD == 1:
+            return
+        gradients = [p.grad for p in self._weights if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, mean in zip(
+            gradients, flat.div_(WORLD).split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+
+    def _late(self) -> bool:
+        """All ranks stop at the same step."""
+        late = torch.tensor(float(time.monotonic() > self._until), device=self._weights[0].device)
+        if WORLD > 1:
+            dist.all_reduce(late, dist.ReduceOp.MAX)
+        return bool(late)
+
+    def save(self) -> None:
+        if RANK:
+            return
+        state = {
+            "done": self.done,
+            "weights": [p.data for p in self._weights],
+            "average": self._average,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        unfinished = self._file.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.rename(self._file)
+
+
+def _schedule(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / 500) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
