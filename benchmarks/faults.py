@@ -1,8 +1,8 @@
 """Jobs under random kill -9 of ranks and of the worker: each must end exactly once.
 
 `python -m benchmarks.faults --jobs 200 --seed 1`. One fleet on this machine with SeaweedFS and two
-ranks on the demo models. Every 2-6 s, --kills times, a rank or the worker is killed if the group is
-whole. Exit code 1 if a job is lost, stuck, ended twice, or its bytes are not what the record says.
+ranks on the tests' models. Every 2-6 s, --kills times, a rank or the worker is killed if the group
+is whole. Exit code 1 if a job is lost, stuck, ended twice, or its bytes are not as recorded.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +24,8 @@ import psutil
 
 from cli.client import FINAL, ApiError, Client
 from cli.servers import free_port
+
+ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
@@ -34,13 +37,19 @@ def main() -> None:
     asked = options.parse_args()
     chance = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as data:
+        models = {
+            "FLEET_MODELS": str(ROOT / "tests" / "fixtures" / "models.toml"),
+            "FLEET_MODELS_DIR": f"{data}/models",
+        }
+        make = [sys.executable, "-m", "tests.fixtures.tiny", models["FLEET_MODELS_DIR"]]
+        subprocess.run(make, check=True)
         url = f"http://127.0.0.1:{(port := free_port())}"
         fleet = subprocess.Popen(
             [
                 *(sys.executable, "-m", "cli", "up", "--no-flower", "--s3", "--data", data),
                 *("--port", str(port), "--ranks", "2"),
             ],
-            env={**os.environ, "FLEET_LEASE_S": "5", "FLEET_REAP_S": "0.5"},
+            env={**os.environ, **models, "FLEET_LEASE_S": "5", "FLEET_REAP_S": "0.5"},
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -1,7 +1,7 @@
 """A whole fleet on this machine's GPUs: jobs by REST in several plans, a cancel, a killed rank.
 
 `python -m benchmarks.group --models FOLDER`, where FOLDER has wan2.1-t2v-1.3b (wan_shapes.py).
-Every plan runs twice, the second is printed. `--model tiny-video` alone tries it on a CPU.
+Every plan runs twice, the second is printed. `--model shapes` alone tries it on a CPU.
 """
 
 import argparse
@@ -103,8 +103,6 @@ def last(client: Client, id: str) -> dict[str, Any]:
 def started(client: Client, model: str, ranks: int) -> str:
     """A long job in the middle of its denoising."""
     question: dict[str, Any] = {"prompt": "a", "num_inference_steps": 50}
-    if model.startswith("tiny"):
-        question.update(width=256, height=256, num_frames=49)
     body = {"model": model, "input": question, "parallel": {"ulysses": ranks}}
     id: str = client.submit(body)["id"]
     for job in client.follow(id, 0.02):

@@ -46,7 +46,7 @@ def _answer(run: Run, progress: ItemProgress, models: Models, parallelism: Paral
     return Done(rank, run.job, run.index, file, progress.timings, memory.peak_bytes())
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def _compute(
     run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism
 ) -> dict[str, object] | None:
