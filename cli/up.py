@@ -15,7 +15,7 @@ from typing import IO
 import click
 
 from cli import servers
-from cli.servers import Part
+from cli.servers import PYTHON, Part
 
 START_S = 180
 RESTART_S = 1
@@ -112,6 +112,7 @@ def fleet(
         environment = {"FLEET_DRAIN_S": "3", **os.environ, "FLEET_DATA_DIR": str(data)}
         if ranks is not None:
             environment["FLEET_RANKS"] = str(ranks)
+        _check_settings(environment)
         supervisor = Supervisor(environment, data / "logs")
         try:
             redis = servers.valkey(data / "valkey")
@@ -131,6 +132,14 @@ def fleet(
             yield supervisor, api.url
         finally:
             supervisor.stop()
+
+
+def _check_settings(environment: dict[str, str]) -> None:
+    """A wrong one is a sentence, before it is the fault of several processes at once."""
+    make = [PYTHON, "-c", "import api; api.create_app()"]
+    made = subprocess.run(make, env=environment, capture_output=True, text=True)
+    if made.returncode:
+        raise click.ClickException(made.stderr.strip())
 
 
 @contextlib.contextmanager
