@@ -174,24 +174,24 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     pipeline = fresh()
     pipeline.to(device)
-    finished = asked.folder / "vae"
-    if finished.exists():
-        pipeline.vae = AutoencoderKLWan.from_pretrained(finished).to(device)
+    vae = asked.folder / "vae"
+    if vae.exists():
+        pipeline.vae = AutoencoderKLWan.from_pretrained(vae).to(device)
     else:
         steps = sum(phase.steps for phase in PHASES)
         training = Training(asked.folder / "vae.pt", [pipeline.vae], steps, 4e-3, 0.995, until)
         yield train_vae(pipeline, training, device)
         if RANK == 0:
-            pipeline.vae.save_pretrained(finished)
+            pipeline.vae.save_pretrained(vae)
     file = asked.folder / f"latents-{RANK}.pt"
     scenes, latents = make_latents(pipeline, file, asked.clips, device)
     modules = [pipeline.text_encoder, pipeline.transformer]
     training = Training(asked.folder / "transformer.pt", modules, asked.steps, 1e-3, 0.9995, until)
-    yield train_transformer(pipeline, training, scenes, latents, asked.batch)
-    if RANK:
-        return
-    pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(asked.folder / "model", max_shard_size="5MB")
+    finished = train_transformer(pipeline, training, scenes, latents, asked.batch)
+    if RANK == 0:  # also what it has learnt so far
+        pipeline.to(dtype=torch.float16)
+        pipeline.save_pretrained(asked.folder / "model", max_shard_size="5MB")
+    yield finished
 
 
 def main() -> None:

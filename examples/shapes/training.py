@@ -48,7 +48,7 @@ class Training:
             self._average = state["average"]
 
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> bool:
-        """Whether all steps are done; the modules then hold the averaged weights."""
+        """Whether all steps are done; the modules now hold the averaged weights."""
         began, losses = time.monotonic(), torch.zeros((), device=self._weights[0].device)
         first = self.done
         while self.done < self._steps:
@@ -74,12 +74,11 @@ class Training:
             if self.done % 500 == 0:
                 self.save()
             if self.done % 50 == 0 and self._late():
-                self.save()
-                return False
+                break
         self.save()
         for p, averaged in zip(self._weights, self._average, strict=True):
             p.data.copy_(averaged)
-        return True
+        return self.done == self._steps
 
     def _share_gradients(self) -> None:
         if WORLD == 1:
