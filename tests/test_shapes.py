@@ -14,8 +14,9 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from PIL import Image
+from transformers import AutoTokenizer
 
-from examples.shapes.data import SIDE, draw, random_caption, random_scene, vocabulary
+from examples.shapes.data import SIDE, Scene, draw, random_caption, random_scene, vocabulary
 from examples.shapes.detect import Seen, detect
 from examples.shapes.evaluate import held_out_scenes, scores
 from examples.shapes.model import embed, short_text, tokenizer
@@ -44,6 +45,44 @@ def test_the_detectors_see_no_shape_where_there_is_none() -> None:
     assert detect(flat) == Seen(None, "blue", None, None)
 
 
+def clip(shape: str = "square", colour: str = "red", motion: str = "still") -> np.ndarray:
+    return clips_of([Scene(shape, colour, "white", motion, "large")])[0]
+
+
+def two_halves(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.concatenate([first[:13], second[13:]])
+
+
+def painted(rgb: tuple[int, int, int], half: bool = False) -> np.ndarray:
+    frames = clip()
+    inside = (frames < 200).any(-1)
+    if half:
+        inside &= np.indices(inside.shape)[2] < np.nonzero(inside)[2].mean()
+    return np.where(inside[..., None], np.uint8(rgb), frames)
+
+
+@pytest.mark.parametrize(
+    "frames,what",
+    [
+        (np.concatenate([clip()[:24], np.roll(clip()[24:], 30, 2)]), "motion"),
+        (
+            np.where(np.arange(25)[:, None, None, None] % 2, clip(), np.roll(clip(), 20, 2)),
+            "motion",
+        ),
+        (np.concatenate([clip(motion="right")[:20], clip(motion="left")[20:]]), "motion"),
+        (two_halves(clip("circle"), clip("star")), "shape"),
+        (np.concatenate([clip("circle")[:20], clip("star")[20:]]), "shape"),
+        (two_halves(clip("diamond"), clip("square")), "shape"),
+        (two_halves(clip(), clip(colour="green")), "colour"),
+        (painted((40, 165, 70), half=True), "colour"),
+        (painted((128, 128, 128)), "colour"),
+        (painted((120, 80, 40)), "colour"),
+    ],
+)
+def test_the_detectors_are_not_to_be_fooled(frames: np.ndarray, what: str) -> None:
+    assert getattr(detect(frames), what) is None
+
+
 def test_a_shorter_clip_is_the_beginning_of_a_longer_one() -> None:
     scenes = held_out_scenes(8)
     long = draw(scenes, torch.Generator().manual_seed(3))
@@ -61,6 +100,9 @@ def test_what_is_held_out_is_never_trained_on_and_every_word_is_known() -> None:
     ids = words([*captions, *(scene.caption.upper() for scene in scenes)]).input_ids
     assert words.unk_token_id not in {id for caption in ids for id in caption}
     assert {len(words(word).input_ids) for word in vocabulary()} == {2}, "the word and the end"
+    assert words("an orange ring").input_ids == words("a orange ring").input_ids
+    shipped = AutoTokenizer.from_pretrained(SHIPPED / "tokenizer")
+    assert shipped.get_vocab() == words.get_vocab()
 
 
 def test_the_short_text_of_the_training_is_the_long_one_of_the_pipeline() -> None:

@@ -123,7 +123,7 @@ def vocabulary() -> list[str]:
     phrases = [*SENTENCES, *BARE, *COLOURS, *SHAPES]
     for ways in (*MOTIONS.values(), *SIZE_WORDS.values()):
         phrases += ways
-    words = " ".join(["an", *phrases]).replace(",", " ").split()
+    words = " ".join(phrases).replace(",", " ").split()
     return sorted({word for word in words if not word.startswith("{")})
 
 

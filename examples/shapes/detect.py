@@ -3,44 +3,66 @@
 The silhouettes are drawn here anew, not taken from the generator: the two must agree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from examples.shapes.data import COLOURS
 
-STEADY = 0.75  # overlap with the best silhouette below which a shape is none
+FITS = 0.75  # overlap with the best silhouette below which a shape is none
+NEAR = 60  # distance in RGB beyond which a colour is none of the palette
+MOST = 0.7  # of a shape's pixels must have its colour
+TURNED = 0.85  # median overlap with its first outline above which a shape does not turn
+LEAP = 0.06  # of the side, from one frame to the next: more is a jump, not a motion
 PALETTE = np.array(list(COLOURS.values()), float)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A None was not to be told. motion: None too for a single picture."""
+    """A None was not to be told, or not the same all along. motion: None for a picture too."""
 
     colour: str | None
-    background: str
+    background: str | None
     shape: str | None
     motion: str | None
 
 
 def detect(frames: np.ndarray) -> Seen:
-    """frames: uint8 [F, H, W, 3]."""
+    """frames: uint8 [F, H, W, 3]. Colours and shape must be the same in each of five frames."""
     pixels = frames.astype(float)
     rim = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
-    back = np.median(rim.reshape(-1, 3), axis=0)
-    contrast = np.linalg.norm(pixels - back, axis=-1)
-    strong = np.percentile(contrast, 99.5)
-    background = _colour(back)
-    masks = contrast > strong / 2
-    if strong < 25 or min(m.sum() for m in masks) < 20:
+    grounds = np.median(rim, axis=1)
+    contrast = np.linalg.norm(pixels - grounds[:, None, None], axis=-1)
+    masks = contrast > np.percentile(contrast, 99.5) / 2
+    few = np.unique(np.linspace(0, len(frames) - 1, 5).astype(int))
+    background = _agreed(_colour(grounds[i][None]) for i in few)
+    if contrast.max() < 25 or min(m.sum() for m in masks) < 20:
         return Seen(None, background, None, None)
-    colour = _colour(np.median(pixels[contrast > 0.8 * strong], axis=0))
-    return Seen(colour, background, _shape(masks), _motion(masks) if len(masks) > 1 else None)
+    colour = _agreed(_colour(pixels[i][_inner(masks[i])]) for i in few)
+    shape = _agreed(_shape(masks[i]) for i in few)
+    return Seen(colour, background, shape, _motion(masks) if len(masks) > 1 else None)
 
 
-def _colour(rgb: np.ndarray) -> str:
-    return list(COLOURS)[int(np.linalg.norm(PALETTE - rgb, axis=1).argmin())]
+def _agreed(answers: Iterable[str | None]) -> str | None:
+    different = set(answers)
+    return different.pop() if len(different) == 1 else None
+
+
+def _colour(pixels: np.ndarray) -> str | None:
+    """pixels: [N, 3]."""
+    distances = np.linalg.norm(pixels[:, None] - PALETTE, axis=-1)
+    names = np.where(distances.min(1) < NEAR, distances.argmin(1), -1)
+    counts = np.bincount(names + 1, minlength=len(PALETTE) + 1)[1:]
+    best = int(counts.argmax())
+    return list(COLOURS)[best] if counts[best] >= MOST * len(pixels) else None
+
+
+def _inner(mask: np.ndarray) -> np.ndarray:
+    """Without its rim, where the two colours mix; the mask itself where it is all rim."""
+    whole = np.pad(mask, 1)
+    inner = mask & whole[:-2, 1:-1] & whole[2:, 1:-1] & whole[1:-1, :-2] & whole[1:-1, 2:]
+    return inner if inner.sum() >= 10 else mask
 
 
 # -- silhouettes: is the point inside? y down, any scale
@@ -97,43 +119,52 @@ def _cut_out(mask: np.ndarray) -> np.ndarray:
     return np.pad(mask[top : bottom + 1, left : right + 1], margin)
 
 
-def _shape(masks: np.ndarray) -> str | None:
-    """The silhouette that fits best in a few frames, each scaled to the area and turned about."""
-    scores = dict.fromkeys(SILHOUETTES, 0.0)
-    chosen = masks[np.linspace(0, len(masks) - 1, min(3, len(masks))).astype(int)]
-    for mask in map(_cut_out, chosen):
-        column, row, area = _moments(mask)
-        dy, dx = np.indices(mask.shape, float)
-        dx, dy = dx - column, dy - row
-        for shape, inside in SILHOUETTES.items():
-            middle_x, middle_y, normal = NORMALS[shape]
-            scale = (normal / area) ** 0.5
-            overlaps = []
-            for turn in np.radians(range(0, 360, 12)):
-                x = (dx * np.cos(turn) + dy * np.sin(turn)) * scale + middle_x
-                y = (dy * np.cos(turn) - dx * np.sin(turn)) * scale + middle_y
-                overlaps.append(_overlap(mask, inside(x, y)))
-            scores[shape] += max(overlaps) / len(chosen)
+def _shape(mask: np.ndarray) -> str | None:
+    """The silhouette that fits best, scaled to the area and turned about."""
+    mask = _cut_out(mask)
+    column, row, area = _moments(mask)
+    dy, dx = np.indices(mask.shape, float)
+    dx, dy = dx - column, dy - row
+    scores = {}
+    for shape, inside in SILHOUETTES.items():
+        middle_x, middle_y, normal = NORMALS[shape]
+        scale = (normal / area) ** 0.5
+        overlaps = []
+        for turn in np.radians(range(0, 360, 12)):
+            x = (dx * np.cos(turn) + dy * np.sin(turn)) * scale + middle_x
+            y = (dy * np.cos(turn) - dx * np.sin(turn)) * scale + middle_y
+            overlaps.append(_overlap(mask, inside(x, y)))
+        scores[shape] = max(overlaps)
     best = max(scores, key=lambda shape: scores[shape])
-    return best if scores[best] >= STEADY else None
+    return best if scores[best] >= FITS else None
 
 
 def _motion(masks: np.ndarray) -> str | None:
-    """By the way of the centre, then by the area, then by the turning outline."""
-    first, last = _moments(masks[0]), _moments(masks[-1])
+    """By the way of the centre, then by the area, then by the turning outline: steady, or none."""
+    path = np.array([_moments(mask) for mask in masks])  # [F, (x, y, area)]
+    centres, sizes = path[:, :2] / masks.shape[1], np.log(path[:, 2])
+    if np.abs(np.diff(centres, axis=0)).max() > LEAP:
+        return None
     part = (len(masks) - 1) / 24  # a shorter clip moves less
-    right, down = ((last[k] - first[k]) / masks.shape[1] for k in (0, 1))
-    if max(abs(right), abs(down)) > 0.12 * part:
-        if min(abs(right), abs(down)) > 0.5 * max(abs(right), abs(down)):
-            return None
-        if abs(right) > abs(down):
-            return "right" if right > 0 else "left"
-        return "down" if down > 0 else "up"
-    swell = last[2] / first[2]
-    if not 1.5**-part < swell < 1.5**part:
-        return "growing" if swell > 1 else "shrinking"
-    alike = min(_overlap(_centred(masks[0]), _centred(mask)) for mask in masks)
-    return "still" if alike > 0.8 else "spinning"
+    way = centres[-1] - centres[0]
+    axis = int(np.abs(way).argmax())
+    if abs(way[axis]) > 0.12 * part:
+        straight = abs(way[1 - axis]) < 0.5 * abs(way[axis])
+        steady = straight and _steady(centres[:, axis])
+        return (("left", "right"), ("up", "down"))[axis][int(way[axis] > 0)] if steady else None
+    if abs(sizes[-1] - sizes[0]) > np.log(1.5) * part:
+        grows = sizes[-1] > sizes[0]
+        return ("growing" if grows else "shrinking") if _steady(sizes) else None
+    first = _centred(masks[0])
+    alike = np.median([_overlap(first, _centred(mask)) for mask in masks[1:]])
+    return "still" if alike > TURNED else "spinning"
+
+
+def _steady(values: np.ndarray) -> bool:
+    """Each quarter goes the way of the whole, none by more than three quarters of it."""
+    quarters = np.diff(values[np.linspace(0, len(values) - 1, 5).astype(int)])
+    shares = quarters / (values[-1] - values[0])
+    return bool((shares > 0.05).all() and (shares < 0.75).all())
 
 
 def _centred(mask: np.ndarray) -> np.ndarray:

@@ -26,7 +26,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *vocabulary()])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z]+"), " ")]
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex("[^a-z]+"), " "),
+            normalizers.Replace(Regex(r"\ban\b"), "a"),
+        ]
     )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(
@@ -112,6 +116,8 @@ def short_text(transformer: WanTransformer3DModel) -> Iterator[ShortText]:
     processor, usual = ShortText(), [block.attn2.processor for block in transformer.blocks]
     for block in transformer.blocks:
         block.attn2.set_processor(processor)
-    yield processor
-    for block, before in zip(transformer.blocks, usual, strict=True):
-        block.attn2.set_processor(before)
+    try:
+        yield processor
+    finally:
+        for block, before in zip(transformer.blocks, usual, strict=True):
+            block.attn2.set_processor(before)
