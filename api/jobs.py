@@ -20,9 +20,10 @@ from jobs.errors import (
     OutputExpired,
     Problem,
 )
+from jobs.parse import parse_request
 from jobs.queue import send_hint
 from jobs.record import Job, JobState
-from jobs.request import JobRequest, Parallel, parse_request
+from jobs.request import JobRequest, Parallel
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
 

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, jsonify
 from api.services import services
 from jobs.catalog import ModelSpec
 from jobs.errors import ModelNotFound
-from jobs.request import input_schema
+from jobs.request import defaults, input_schema
 
 blueprint = Blueprint("models", __name__, url_prefix="/v1/models")
 
@@ -36,7 +36,7 @@ def _card(spec: ModelSpec, workers: dict[str, dict[str, Any]]) -> dict[str, Any]
         "owned_by": spec.owned_by,
         "tasks": list(spec.tasks),
         "input_schema": {task: input_schema(task) for task in spec.tasks},
-        "defaults": spec.defaults,
+        "defaults": {task: defaults(spec, task) for task in spec.tasks},
         "limits": spec.limits.model_dump(),
         "workers_ready": sum(
             about["group"]["ready"] and spec.id in about["models"] for about in workers.values()

@@ -66,10 +66,12 @@ def measure(client: Client, model: str, ranks: int, data: Path) -> None:
     print(f"{'plan':<12} {'  '.join(f'{s[:-2]:>11}' for s in STAGES)}  peak GiB by rank")
     one = table(client, model, {"data": 1}, "a")
     split = table(client, model, {"ulysses": ranks}, "a")
+    halves = table(client, model, {"cfg": 2, "ulysses": ranks // 2}, "a")
     dealt = table(client, model, {"data": ranks}, ["a"] * ranks)
-    denoise = one["metrics"]["denoise_s"] / split["metrics"]["denoise_s"]
-    print(f"ulysses={ranks} against one rank: denoising {denoise:.2f}x")
-    hashes = [job["outputs"][0]["sha256"][:12] for job in (one, split, dealt)]
+    for name, job in ((f"ulysses={ranks}", split), (f"cfg=2, ulysses={ranks // 2}", halves)):
+        denoise = one["metrics"]["denoise_s"] / job["metrics"]["denoise_s"]
+        print(f"{name} against one rank: denoising {denoise:.2f}x")
+    hashes = [job["outputs"][0]["sha256"][:12] for job in (one, split, halves, dealt)]
     print(f"first output of each plan: {hashes}, {'equal' if len(set(hashes)) == 1 else 'differ'}")
     canceled(client, model, ranks)
     killed(client, model, ranks, data)

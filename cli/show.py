@@ -24,6 +24,7 @@ DEMO: list[dict[str, Any]] = [
         },
     },
 ]
+STAGES = ("queue", "load_model", "text_encode", "denoise", "vae_decode", "encode_file", "upload")
 STRIP = 7  # pictures side by side
 
 
@@ -69,9 +70,10 @@ def download(client: Client, id: str, folder: Path, out: Path | None) -> list[Pa
 
 
 def seconds(job: dict[str, Any]) -> None:
-    """What each stage took."""
-    stages = {name: took for name, took in job["metrics"].items() if name.endswith("_s")}
-    click.echo(", ".join(f"{name[:-2]} {took:.1f} s" for name, took in stages.items()))
+    """What each stage took, in the order of the flow, summed over the outputs."""
+    metrics = job["metrics"]
+    took = [f"{stage} {metrics[stage + '_s']:.1f} s" for stage in STAGES if stage + "_s" in metrics]
+    click.echo(", ".join(took))
 
 
 def strip(video: Path, frames: int) -> None:
@@ -80,21 +82,13 @@ def strip(video: Path, frames: int) -> None:
     import imageio_ffmpeg
 
     path = video.with_suffix(".strip.png")
-    every = max(1, (frames - 1) // (STRIP - 1))
-    tiles = f"select=not(mod(n\\,{every})),tile={STRIP}x1"
-    words = [
-        "-y",
-        "-loglevel",
-        "error",
-        "-i",
-        str(video),
-        "-vf",
-        tiles,
-        "-frames:v",
-        "1",
-        str(path),
+    chosen = sorted({round(i * (frames - 1) / (STRIP - 1)) for i in range(STRIP)})
+    pictures = "+".join(f"eq(n\\,{frame})" for frame in chosen)
+    command = [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-i", str(video)),
+        *("-vf", f"select={pictures},tile={len(chosen)}x1", "-frames:v", "1", str(path)),
     ]
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *words], check=True)
+    subprocess.run(command, check=True)
     click.echo(f"{path.absolute()}  the video as a strip")
 
 

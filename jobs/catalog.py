@@ -57,7 +57,8 @@ class Shape(_Frozen):
 class ModelSpec(_Frozen):
     """weights: a hub id ("org/name"), a folder ("/…"), a folder of FLEET_MODELS_DIR ("./…"), or one
     that comes with the worker ("shipped:…"). adapter: a module with load() and run() in place of
-    the tasks' own. negative_prompt: whether guidance is a second pass, with that prompt."""
+    the tasks' own. two_passes: guidance is a pass with the prompt and a pass without, which the
+    pipeline names in cache_context()."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     weights: str
@@ -66,6 +67,7 @@ class ModelSpec(_Frozen):
     owned_by: str = "unknown"
     adapter: str | None = None
     negative_prompt: bool = True
+    two_passes: bool = False
     shape: Shape
     limits: Limits = Limits()
     defaults: dict[str, Any] = {}
@@ -74,12 +76,13 @@ class ModelSpec(_Frozen):
         """What from_pretrained() takes: a folder's path or a hub id."""
         if self.weights.startswith("./"):
             return str(models_dir / self.weights)
-        prefix, _, name = self.weights.rpartition(":")
-        return str(shipped / name) if prefix == "shipped" else self.weights
+        if self.weights.startswith("shipped:"):
+            return str(shipped / self.weights.removeprefix("shipped:"))
+        return self.weights
 
     def guides(self, guidance_scale: float) -> bool:
-        """Whether each step takes two passes, which two groups of ranks may share."""
-        return self.negative_prompt and guidance_scale > 1
+        """Whether each step takes two passes, which the ranks of a replica may share."""
+        return self.two_passes and guidance_scale > 1
 
 
 Catalog = Mapping[str, ModelSpec]

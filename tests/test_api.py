@@ -160,7 +160,8 @@ def test_models_say_what_may_be_asked(api: httpx.Client) -> None:
     card = cards["tiny-video"]
     assert card == api.get("/v1/models/tiny-video").json()
     assert card["object"] == "model" and card["tasks"] == ["text-to-video"]
-    assert card["defaults"]["num_frames"] == 9 and card["limits"]["max_frames"] == 49
+    assert card["defaults"]["text-to-video"]["num_frames"] == 9
+    assert card["limits"]["max_frames"] == 49
     assert "num_frames" in card["input_schema"]["text-to-video"]["properties"]
     assert card["workers_ready"] == 1
 

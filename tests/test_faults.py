@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from jobs.catalog import Catalog
-from jobs.request import parse_request
+from jobs.parse import parse_request
 from jobs.store import JobStore
 from tests.conftest import RunningFleet, alive, descendants, until
 

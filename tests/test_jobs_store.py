@@ -10,8 +10,9 @@ import pytest
 
 from jobs.catalog import Catalog
 from jobs.errors import KeyReused, LeaseLost, StoreUnavailable
+from jobs.parse import parse_request
 from jobs.record import TRANSITIONS, Claim, JobState
-from jobs.request import JobRequest, parse_request
+from jobs.request import JobRequest
 from jobs.store import JobStore
 from tests.conftest import Server
 

@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 
 from jobs.catalog import Catalog
 from jobs.errors import LeaseLost
+from jobs.parse import parse_request
 from jobs.record import TRANSITIONS, Claim, JobState
-from jobs.request import parse_request
 from jobs.store import JobStore
 from tests.conftest import Server
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jobs.catalog import Catalog
-from jobs.request import parse_request
+from jobs.parse import parse_request
 from worker.rank import outputs
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from jobs.catalog import Catalog
 from jobs.errors import GroupFault, JobError, ModelLoadFailed, OutOfMemory, RankDied, RankHung
-from jobs.request import items, parse_request
+from jobs.parse import parse_request
+from jobs.request import items
 from jobs.settings import Settings
 from tests.conftest import ROOT, alive, descendants, until
 from worker.group import Event, Group

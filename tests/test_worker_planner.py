@@ -17,7 +17,7 @@ from jobs.errors import (
     RankDied,
     RankHung,
 )
-from jobs.request import parse_request
+from jobs.parse import parse_request
 from worker.plan import Plan
 from worker.planner import choose_plan
 from worker.retries import Again, GiveUp, decide
@@ -66,6 +66,7 @@ def test_the_plan(model: str, ranks: int, input: dict[str, Any], plan: Plan) -> 
 def test_after_an_out_of_memory_the_widest_replica_is_taken() -> None:
     assert plan_for("wan2.1-t2v-14b", 4, n=4) == Plan(data=4)
     assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4)
+    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(cfg=2, ulysses=4)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,14 @@ def test_after_an_out_of_memory_the_widest_replica_is_taken() -> None:
 def test_an_explicit_plan_too_wide_is_refused(parallel: dict[str, int], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         plan_for("flux.1-dev", 2, parallel=parallel)
+
+
+def test_only_a_model_with_two_named_passes_has_them_shared() -> None:
+    spec = CATALOG["wan2.1-t2v-1.3b"]
+    request, _ = parse_request({"model": spec.id, "input": {"prompt": "x"}}, CATALOG)
+    assert choose_plan(spec, request, 2)[0] == Plan(cfg=2)
+    doubled = spec.model_copy(update={"two_passes": False})
+    assert choose_plan(doubled, request, 2)[0] == Plan(ulysses=2)
 
 
 def test_an_explicit_split_must_divide_the_group() -> None:

@@ -8,8 +8,8 @@ from jobs.request import Parallel
 
 @dataclass(frozen=True)
 class Plan:
-    """data: independent replicas, each takes whole items. cfg: the two guidance branches.
-    ulysses, ring: the degrees of sequence parallelism, ulysses innermost.
+    """data: independent replicas, each takes whole items. cfg: 2, where a replica's halves share
+    the two passes of guidance. ulysses, ring: degrees of sequence parallelism, ulysses innermost.
 
     Raises: ValueError showing the whole plan, for a degree below 1.
     """

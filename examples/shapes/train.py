@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from examples.shapes.data import SIDE, Scene, draw, random_caption, random_scene
 from examples.shapes.model import embed, fresh, short_text
-from examples.shapes.training import RANK, WORLD, Training, seed_of
+from examples.shapes.training import LOCAL_RANK, RANK, WORLD, Training, seed_of, whole_or_not
 
 SHIFT = 3.0  # more of the training at high noise, where places and shapes are decided
 UNCONDITIONAL = 0.12  # share of empty captions, for classifier-free guidance
@@ -57,6 +57,7 @@ def train_vae(pipeline: WanPipeline, training: Training, device: torch.device) -
             _forget_the_past(vae)
         phase, rng = plan[step], random.Random(seed_of(step))
         generator.manual_seed(seed_of(step))
+        torch.manual_seed(seed_of(step))
         frames = rng.choice(phase.frames)
         batch = max(1, phase.batch * phase.frames[len(phase.frames) // 2] // frames)
         scenes = [random_scene(rng) for _ in range(batch)]
@@ -100,8 +101,10 @@ def make_latents(
             clips = draw(scenes[first : first + 256], generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 parts.append(pipeline.vae.encode(clips).latent_dist.sample().bfloat16())
-        torch.save(torch.cat(parts), file)
-    latents = torch.load(file, map_location=device)
+        latents = torch.cat(parts)
+        whole_or_not(file, lambda unfinished: torch.save(latents, unfinished))
+    latents = torch.load(file, map_location=device)[:count]
+    scenes = scenes[: len(latents)]  # a file of an earlier call may hold fewer
     sample = latents[:8192].float()
     moments = torch.stack([sample.mean((0, 2, 3, 4)), sample.square().mean((0, 2, 3, 4))])
     if WORLD > 1:
@@ -168,7 +171,7 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     device, until = torch.device(asked.device), time.monotonic() + asked.seconds
     if WORLD > 1:
         if device.type == "cuda":
-            torch.cuda.set_device(RANK)
+            torch.cuda.set_device(LOCAL_RANK)
         dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -176,13 +179,13 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     pipeline.to(device)
     vae = asked.folder / "vae"
     if vae.exists():
-        pipeline.vae = AutoencoderKLWan.from_pretrained(vae).to(device)
+        pipeline.vae.load_state_dict(AutoencoderKLWan.from_pretrained(vae).state_dict())
     else:
         steps = sum(phase.steps for phase in PHASES)
         training = Training(asked.folder / "vae.pt", [pipeline.vae], steps, 4e-3, 0.995, until)
         yield train_vae(pipeline, training, device)
         if RANK == 0:
-            pipeline.vae.save_pretrained(vae)
+            whole_or_not(vae, pipeline.vae.save_pretrained)
     file = asked.folder / f"latents-{RANK}.pt"
     scenes, latents = make_latents(pipeline, file, asked.clips, device)
     modules = [pipeline.text_encoder, pipeline.transformer]

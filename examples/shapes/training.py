@@ -11,11 +11,20 @@ import torch.distributed as dist
 from torch import nn
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
+LOOK = 10  # steps from one look at the clock to the next
 
 
 def seed_of(step: int) -> int:
     """Another one on every rank at every step."""
     return step * WORLD + RANK
+
+
+def whole_or_not(path: Path, write: Callable[[Path], object]) -> None:
+    """A file or folder appears when it is finished: a training may be killed at any moment."""
+    unfinished = path.with_name(path.name + ".part")
+    write(unfinished)
+    unfinished.rename(path)
 
 
 class Training:
@@ -50,7 +59,7 @@ class Training:
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> bool:
         """Whether all steps are done; the modules now hold the averaged weights."""
         began, losses = time.monotonic(), torch.zeros((), device=self._weights[0].device)
-        first = self.done
+        first = told = self.done
         while self.done < self._steps:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._lr * _schedule(self.done, self._steps)
@@ -66,14 +75,15 @@ class Training:
             losses += loss.detach()
             if RANK == 0 and (self.done % 200 == 0 or self.done in (10, self._steps)):
                 pace = (time.monotonic() - began) / (self.done - first)
-                mean = losses.item() / min(200, self.done - first)
+                mean = losses.item() / (self.done - told)
                 losses.zero_()
+                told = self.done
                 print(
                     f"{self._file.stem} {self.done} loss {mean:.5f} {pace:.3f} s/step", flush=True
                 )
             if self.done % 500 == 0:
                 self.save()
-            if self.done % 50 == 0 and self._late():
+            if self.done % LOOK == 0 and self._late():
                 break
         self.save()
         for p, averaged in zip(self._weights, self._average, strict=True):
@@ -107,9 +117,7 @@ class Training:
             "average": self._average,
             "optimizer": self._optimizer.state_dict(),
         }
-        unfinished = self._file.with_suffix(".part")
-        torch.save(state, unfinished)
-        unfinished.rename(self._file)
+        whole_or_not(self._file, lambda unfinished: torch.save(state, unfinished))
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -81,7 +81,7 @@ class Models:
             ) from None
 
     def _evict(self) -> None:
-        (model, _task), _ = self._loaded.popitem(last=False)
+        (model, _adapter), _ = self._loaded.popitem(last=False)
         logger.info("evicted %s", model)
         gc.collect()  # a pipeline holds itself in cycles
         if self._device.type == "cuda":

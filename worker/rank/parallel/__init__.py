@@ -38,7 +38,7 @@ class Parallelism:
                     list(ranks), backend="gloo", timeout=timeout
                 )
         self._sequence = SequenceParallel(device, widths)
-        self._guidance = GuidanceParallel([w // 2 for w in widths if w % 2 == 0])
+        self._guidance = GuidanceParallel([w // 2 for w in widths if w % 2 == 0], timeout)
 
     def replica(self, members: tuple[int, ...]) -> Replica:
         return Replica(members, self._agreements[members] if len(members) > 1 else None)
@@ -48,7 +48,7 @@ class Parallelism:
         transformer = getattr(pipeline, "transformer", None)
         if transformer is None:
             return
-        # Guidance lies around the sequence's hooks: off before they change, on after.
+        # Guidance lies around what the sequence hooks into: off before that changes, on after.
         self._guidance.remove(transformer)
         self._sequence.apply(transformer, plan.ulysses, getattr(pipeline, "text_tokens", 0))
         if plan.cfg > 1:

@@ -1,15 +1,18 @@
-"""Classifier-free guidance on two groups of ranks: one takes the pass with the prompt, one without.
+"""Classifier-free guidance shared by the halves of a replica: a pass with the prompt, one without.
 
-Every diffusers pipeline with two passes calls its transformer inside cache_context("cond"), then
-inside cache_context("uncond"), and reads nothing in between.
+For pipelines that, like WanPipeline, call their transformer inside cache_context("cond"), then
+inside cache_context("uncond"), and read nothing in between.
 """
 
 import contextlib
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from jobs.errors import InvalidInput
 
 PASSES = ("cond", "uncond")  # in the order of the calls; a pair's first rank takes the first
 
@@ -17,12 +20,12 @@ PASSES = ("cond", "uncond")  # in the order of the calls; a pair's first rank ta
 class GuidanceParallel:
     """Makes the pairs of ranks that swap their results: `stride` ranks split each pass."""
 
-    def __init__(self, strides: list[int]) -> None:
+    def __init__(self, strides: list[int], timeout: timedelta) -> None:
         self._pairs: dict[int, Any] = {}
         world = dist.get_world_size()
         for stride in strides:
             firsts = [rank for rank in range(world) if rank // stride % 2 == 0]
-            pairs = [dist.new_group([first, first + stride]) for first in firsts]
+            pairs = [dist.new_group([first, first + stride], timeout=timeout) for first in firsts]
             self._pairs[stride] = pairs[firsts.index(_first(dist.get_rank(), stride))]
 
     def apply(self, transformer: Any, stride: int) -> None:
@@ -50,21 +53,33 @@ class _SplitPasses:
         self._mine = PASSES[dist.get_rank(pair)]
         self._pass: str | None = None
         self._first: torch.Tensor | None = None
+        self._hook = transformer.__dict__.get("forward")
         self._forward, self._cache_context = transformer.forward, transformer.cache_context
         transformer.forward, transformer.cache_context = self._split, self._named
 
     def undo(self) -> None:
-        self._transformer.forward = self._forward
-        del self._transformer.cache_context  # the class's own shows again
+        """The class's own methods show again, or a hook's."""
+        del self._transformer.forward, self._transformer.cache_context
+        if self._hook is not None:
+            self._transformer.forward = self._hook
 
     @contextlib.contextmanager
     def _named(self, name: str, **where: Any) -> Iterator[None]:
         self._pass = name
-        with self._cache_context(name, **where):
-            yield
+        try:
+            with self._cache_context(name, **where):
+                yield
+        finally:
+            self._pass = None
 
     def _split(self, hidden_states: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor]:
-        """hidden_states: [B, C, F, H, W]; answers as with return_dict=False."""
+        """hidden_states: [B, C, F, H, W]; answers as with return_dict=False.
+
+        Raises: InvalidInput, where the pipeline's guidance is no two passes that this can share.
+        """
+        if self._pass not in PASSES or hidden_states.dim() != 5:
+            name = type(self._transformer).__name__
+            raise InvalidInput(f"The guidance of {name} can't be shared here; use cfg=1.")
         mine = None
         if self._pass == self._mine:
             mine = self._forward(hidden_states, **{**inputs, "return_dict": False})[0].contiguous()

@@ -7,7 +7,8 @@ import pytest
 
 from jobs.catalog import load_catalog
 from jobs.errors import InvalidRequest, ModelNotFound, RequestError, UnsupportedTask
-from jobs.request import Item, items, parse_request, stored_request
+from jobs.parse import parse_request
+from jobs.request import Item, items, stored_request
 
 CATALOG = load_catalog(Path(__file__).parent / "fixtures" / "models.toml")
 
@@ -95,6 +96,16 @@ def test_silence_and_null_take_the_models_defaults() -> None:
     assert request.task == "text-to-video" and warnings == []
     assert (request.input.width, request.input.num_inference_steps) == (64, 4)
     assert 0 <= request.input.seed < 2**32
+
+
+def test_each_task_takes_its_own_of_a_models_defaults() -> None:
+    both = CATALOG["tiny-video"].model_copy(update={"tasks": ("text-to-video", "text-to-image")})
+    body = {"model": both.id, "task": "text-to-image", "input": {"prompt": "x"}}
+    request, _ = parse_request(body, {both.id: both})
+    assert request.input.frames == 1
+    wrong = both.model_copy(update={"defaults": {**both.defaults, "widht": 64}})
+    with pytest.raises(InvalidRequest, match="Did you mean 'width'"):
+        parse_request(body, {wrong.id: wrong})
 
 
 def test_the_contracts_own_example_is_accepted() -> None:
