@@ -170,7 +170,8 @@ def test_the_demo_says_where_its_files_are_and_what_each_stage_took(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     paths = [Path(line.split()[0]) for line in done.stdout.splitlines() if line.startswith("/")]
     assert [path.suffixes for path in paths] == [[".mp4"], [".strip", ".png"], [".png"], [".png"]]
-    assert Image.open(paths[1]).size == (7 * 128, 128)
+    with Image.open(paths[1]) as strip:
+        assert strip.size == (7 * 128, 128)
     assert "denoise" in done.stdout and "vae_decode" in done.stdout
 
 

@@ -16,6 +16,7 @@ from diffusers import WanPipeline
 from PIL import Image
 from transformers import AutoTokenizer
 
+from examples.shapes import evaluate, train
 from examples.shapes.data import SIDE, Scene, draw, random_caption, random_scene, vocabulary
 from examples.shapes.detect import Seen, detect
 from examples.shapes.evaluate import held_out_scenes, scores
@@ -140,6 +141,23 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
     runs = [train(tmp_path / "b.pt", time.monotonic()) for _ in range(3)]
     assert whole and [finished for finished, _ in runs] == [False, False, True]
     assert torch.equal(runs[-1][1], weights)
+
+
+def test_a_training_leaves_a_pipeline_that_the_evaluation_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every stage on a CPU, a few steps each; then again, from what the stages left."""
+    few = (train.Phase(2, 4, (1,), 32), train.Phase(1, 1, (9,), 32))
+    monkeypatch.setattr(train, "PHASES", few)
+    for steps in ("1", "2"):
+        train.main([str(tmp_path), "--steps", steps, "--batch", "2", "--clips", "2"])
+    sheet = tmp_path / "sheet.png"
+    model = str(tmp_path / "model")
+    evaluate.main([model, "--prompts", "1", "--steps", "2", "--sheet", str(sheet)])
+    told = capsys.readouterr().out
+    assert "transformer 2 loss" in told and told.count("all of it 0.0%") == 4
+    with Image.open(sheet) as page:
+        assert page.width > 1000
 
 
 def test_the_weights_are_small_and_come_in_shards() -> None:

@@ -51,11 +51,13 @@ def scores(scenes: list[Scene], clips: np.ndarray) -> dict[str, float]:
     """The share of clips that have what was asked for; a picture's motion is not asked."""
     seen = [detect(clip) for clip in clips]
     asked = ATTRIBUTES if clips.shape[1] > 1 else ATTRIBUTES[:-1]
-    return {
-        name: sum(getattr(a, name) == getattr(b, name) for a, b in zip(scenes, seen, strict=True))
-        / len(scenes)
-        for name in asked
-    }
+    right = np.array(
+        [
+            [getattr(scene, name) == getattr(found, name) for name in asked]
+            for scene, found in zip(scenes, seen, strict=True)
+        ]
+    )
+    return {**dict(zip(asked, right.mean(0), strict=True)), "all of it": right.all(1).mean()}
 
 
 def sheet(scenes: list[Scene], clips: np.ndarray, columns: int = 3) -> Image.Image:
@@ -71,7 +73,7 @@ def sheet(scenes: list[Scene], clips: np.ndarray, columns: int = 3) -> Image.Ima
     return page
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--prompts", type=int, default=200)
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument("--no-baselines", action="store_true")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
+    asked = parser.parse_args(words)
 
     trained = WanPipeline.from_pretrained(asked.model, dtype=torch.float32)
     torch.manual_seed(0)

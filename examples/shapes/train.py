@@ -155,7 +155,7 @@ def train_transformer(
         return training.run(loss_of)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=14000, help="of the transformer")
@@ -163,7 +163,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=50_000, help="that each rank learns from")
     parser.add_argument("--seconds", type=float, default=math.inf, help="then stop; call again")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def stages(asked: argparse.Namespace) -> Iterator[bool]:
@@ -197,8 +197,8 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     yield finished
 
 
-def main() -> None:
-    asked = arguments()
+def main(words: list[str] | None = None) -> None:
+    asked = arguments(words)
     asked.folder.mkdir(parents=True, exist_ok=True)
     finished = all(stages(asked))
     if WORLD > 1:
