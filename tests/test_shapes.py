@@ -144,13 +144,12 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
 
 
 def test_a_training_leaves_a_pipeline_that_the_evaluation_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every stage on a CPU, a few steps each; then again, from what the stages left."""
-    few = (train.Phase(2, 4, (1,), 32), train.Phase(1, 1, (9,), 32))
-    monkeypatch.setattr(train, "PHASES", few)
+    few = [str(tmp_path), "--sketch", "--batch", "2", "--clips", "2"]
     for steps in ("1", "2"):
-        train.main([str(tmp_path), "--steps", steps, "--batch", "2", "--clips", "2"])
+        train.main([*few, "--steps", steps])
     sheet = tmp_path / "sheet.png"
     model = str(tmp_path / "model")
     evaluate.main([model, "--prompts", "1", "--steps", "2", "--sheet", str(sheet)])

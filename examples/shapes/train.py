@@ -45,15 +45,18 @@ PHASES = (
     Phase(2000, 24, (9, 17, 25), 64),
     Phase(250, 6, (25,), SIDE),
 )
+SKETCH = (Phase(2, 4, (1,), 32), Phase(1, 1, (9,), 32))
 
 
-def train_vae(pipeline: WanPipeline, training: Training, device: torch.device) -> bool:
+def train_vae(
+    pipeline: WanPipeline, training: Training, phases: tuple[Phase, ...], device: torch.device
+) -> bool:
     vae = pipeline.vae
     generator = torch.Generator(device)
-    plan = [phase for phase in PHASES for _ in range(phase.steps)]
+    plan = [phase for phase in phases for _ in range(phase.steps)]
 
     def loss_of(step: int) -> torch.Tensor:
-        if step == PHASES[0].steps:
+        if step == phases[0].steps:
             _forget_the_past(vae)
         phase, rng = plan[step], random.Random(seed_of(step))
         generator.manual_seed(seed_of(step))
@@ -162,6 +165,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--clips", type=int, default=50_000, help="that each rank learns from")
     parser.add_argument("--seconds", type=float, default=math.inf, help="then stop; call again")
+    parser.add_argument("--sketch", action="store_true", help="a VAE of three steps, to try it out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(words)
 
@@ -181,9 +185,10 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     if vae.exists():
         pipeline.vae.load_state_dict(AutoencoderKLWan.from_pretrained(vae).state_dict())
     else:
-        steps = sum(phase.steps for phase in PHASES)
+        phases = SKETCH if asked.sketch else PHASES
+        steps = sum(phase.steps for phase in phases)
         training = Training(asked.folder / "vae.pt", [pipeline.vae], steps, 4e-3, 0.995, until)
-        yield train_vae(pipeline, training, device)
+        yield train_vae(pipeline, training, phases, device)
         if RANK == 0:
             whole_or_not(vae, pipeline.vae.save_pretrained)
     file = asked.folder / f"latents-{RANK}.pt"
