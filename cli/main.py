@@ -69,9 +69,8 @@ def demo(data: Path, s3: bool) -> None:
             client = Client(url)
             for body in show.DEMO:
                 click.echo(f"asking {body['model']} for {body['input']['prompt']}")
-                id = client.submit(body)["id"]
-                show.progress_bar(client, id)
-                files, job = show.download(client, id, folder, None), client.job(id)
+                job = show.progress_bar(client, client.submit(body)["id"])
+                files = show.download(client, job, folder, None)
                 if job["task"] == "text-to-video":
                     show.strip(files[0], job["outputs"][0]["frames"])
                 show.seconds(job)
@@ -119,11 +118,11 @@ def submit(
         click.echo(f"warning: {warning}", err=True)
     if not no_wait:
         try:
-            show.progress_bar(client, job["id"])
+            job = show.progress_bar(client, job["id"])
         except KeyboardInterrupt:
             click.echo(f"\nthe job goes on: fleet watch {job['id']}, fleet cancel {job['id']}")
             raise SystemExit(130) from None
-        show.download(client, job["id"], Path("."), out)
+        show.download(client, job, Path("."), out)
 
 
 @fleet.command()

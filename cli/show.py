@@ -28,8 +28,8 @@ STAGES = ("queue", "load_model", "text_encode", "denoise", "vae_decode", "encode
 STRIP = 7  # pictures side by side
 
 
-def progress_bar(client: Client, id: str) -> None:
-    """Until the job ends. Raises: SystemExit 1, with the reason, unless it succeeded."""
+def progress_bar(client: Client, id: str) -> dict[str, Any]:
+    """The job, when it has ended. Raises: SystemExit 1, with the reason, unless it succeeded."""
     job: dict[str, Any] = {}
     shown = ""
     with click.progressbar(length=1000, label=id, item_show_func=_where, width=30) as bar:
@@ -42,6 +42,7 @@ def progress_bar(client: Client, id: str) -> None:
         error = job["error"] or {"code": job["status"], "message": "no result"}
         click.echo(f"{job['status']}: {error['code']}: {error['message']}", err=True)
         raise SystemExit(1)
+    return job
 
 
 def _where(job: dict[str, Any] | None) -> str:
@@ -54,15 +55,15 @@ def _where(job: dict[str, Any] | None) -> str:
     return f"{progress['stage']}{steps}"
 
 
-def download(client: Client, id: str, folder: Path, out: Path | None) -> list[Path]:
+def download(client: Client, job: dict[str, Any], folder: Path, out: Path | None) -> list[Path]:
     """Fetches every output and says where it lies. out: a file, or a folder for several."""
-    outputs, paths = client.job(id)["outputs"], []
+    outputs, paths = job["outputs"], []
     if out is not None and (len(outputs) > 1 or out.is_dir()):
         folder, out = out, None
         folder.mkdir(parents=True, exist_ok=True)
     for output in outputs:
         suffix = output["content_type"].split("/")[1]
-        path = out or folder / f"{id}-{output['index']}.{suffix}"
+        path = out or folder / f"{job['id']}-{output['index']}.{suffix}"
         client.download(output["download_url"], path)
         click.echo(f"{path.absolute()}  {output['bytes']} bytes, seed {output['seed']}")
         paths.append(path)

@@ -38,8 +38,17 @@ MOTIONS = {
 SIZE_WORDS = {"small": ("small", "little"), "medium": ("medium",), "large": ("large", "big")}
 UNTURNED = ("circle", "ring")  # nobody can see them spin
 
-# Pixels a frame, to the right and down.
+# To the right and down.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+SENTENCES = (
+    "a {size} {colour} {shape} {motion} on a {background} background",
+    "the {size} {colour} {shape} {motion} on {background}",
+    "{size} {colour} {shape} {motion}, {background} background",
+    "on a {background} background, a {size} {colour} {shape} {motion}",
+    "a {size} {colour} {shape} on a {background} background, {motion}",
+)
+BARE = ("a {size} {colour} {shape} {motion}", "the {size} {colour} {shape} {motion}")
 
 
 @dataclass(frozen=True)
@@ -58,17 +67,13 @@ class Scene:
     @property
     def held_out(self) -> bool:
         """One in eight of shape x colour x motion is never trained on."""
-        numbers = (SHAPES.index(self.shape), list(COLOURS).index(self.colour))
+        shape, colour = SHAPES.index(self.shape), list(COLOURS).index(self.colour)
         motion = list(MOTIONS).index(self.motion)
-        return (numbers[0] + 3 * numbers[1] + 5 * motion) % 8 == 0
+        return (shape + 3 * colour + 5 * motion) % 8 == 0
 
     @property
     def caption(self) -> str:
-        return self.written(
-            "a {size} {colour} {shape} {motion} on a {background} background",
-            self.size,
-            MOTIONS[self.motion][0],
-        )
+        return self.written(SENTENCES[0], self.size, MOTIONS[self.motion][0])
 
     def written(self, sentence: str, size: str, motion: str) -> str:
         words = sentence.format(
@@ -93,16 +98,6 @@ def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
         )
         if scene.possible and scene.held_out == held_out:
             return scene
-
-
-SENTENCES = (
-    "a {size} {colour} {shape} {motion} on a {background} background",
-    "the {size} {colour} {shape} {motion} on {background}",
-    "{size} {colour} {shape} {motion}, {background} background",
-    "on a {background} background, a {size} {colour} {shape} {motion}",
-    "a {size} {colour} {shape} on a {background} background, {motion}",
-)
-BARE = ("a {size} {colour} {shape} {motion}", "the {size} {colour} {shape} {motion}")
 
 
 def random_caption(scene: Scene, rng: random.Random) -> str:

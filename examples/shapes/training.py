@@ -39,7 +39,7 @@ class Training:
         decay: float,
         until: float,
     ) -> None:
-        self._file, self._modules, self._steps, self._until = file, modules, steps, until
+        self._file, self._steps, self._until = file, steps, until
         self._lr, self._decay = lr, decay
         weights = [p for module in modules for p in module.parameters()]
         self._weights = weights
