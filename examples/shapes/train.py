@@ -194,7 +194,8 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     file = asked.folder / f"latents-{RANK}.pt"
     scenes, latents = make_latents(pipeline, file, asked.clips, device)
     modules = [pipeline.text_encoder, pipeline.transformer]
-    training = Training(asked.folder / "transformer.pt", modules, asked.steps, 1e-3, 0.9995, until)
+    lr = 1e-3 * math.sqrt(WORLD)  # the batch grows with the ranks
+    training = Training(asked.folder / "transformer.pt", modules, asked.steps, lr, 0.9995, until)
     finished = train_transformer(pipeline, training, scenes, latents, asked.batch)
     if RANK == 0:  # also what it has learnt so far
         pipeline.to(dtype=torch.float16)
