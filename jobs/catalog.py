@@ -33,18 +33,27 @@ class Limits(_Frozen):
 class Shape(_Frozen):
     """What the planner must know of the transformer, so that it needs no weights and no torch."""
 
-    heads: int = Field(gt=0)
+    heads: int | None = Field(None, gt=0)  # None: its tokens can't be split over ranks (U-Nets)
     spatial: int = Field(16, gt=0)  # pixels of a side per token: VAE scale x patch
     temporal: int = Field(4, gt=0)  # frames per latent frame
     text_tokens: int | None = None  # set where the text is split over ranks too (Flux)
 
-    def refuses(self, ulysses: int, counts: tuple[int, ...]) -> str | None:
-        """Why a sequence split over `ulysses` ranks can't run, as a sentence; None if it can."""
+    def refuses(self, ulysses: int, ring: int, counts: tuple[int, ...]) -> str | None:
+        """Why a sequence split over ulysses x ring ranks can't run, as a sentence; None if it can."""
+        degree = ulysses * ring
+        if degree == 1:
+            return None
+        if self.heads is None:
+            return "This model's tokens can't be split over ranks; use data or cfg."
         if self.heads % ulysses:
-            return f"ulysses={ulysses} does not divide the model's {self.heads} attention heads."
+            allowed = [u for u in range(1, ulysses) if self.heads % u == 0]
+            return (
+                f"ulysses={ulysses} does not divide the model's {self.heads} attention heads; "
+                f"{max(allowed)} does, and ring has no such limit."
+            )
         for count in counts:
-            if count % ulysses:
-                return f"ulysses={ulysses} does not divide the {count} tokens of this size."
+            if count % degree:
+                return f"{degree} ranks do not divide the {count} tokens of this size."
         return None
 
     def token_counts(self, width: int, height: int, frames: int = 1) -> tuple[int, ...]:

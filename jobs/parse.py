@@ -164,12 +164,11 @@ def _impossible_plan(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     if not isinstance(plan, Parallel):
         return []
     problems = []
-    if plan.ring > 1:
-        problems.append(Problem("/parallel/ring", "plan", "ring must be 1 for now."))
     if plan.cfg > 1 and not spec.guides(asked.guidance_scale):
         detail = f"There is one pass a step here: {spec.id}, guidance {asked.guidance_scale:g}."
         problems.append(Problem("/parallel/cfg", "plan", detail))
     counts = spec.shape.token_counts(asked.width, asked.height, asked.frames)
-    if reason := spec.shape.refuses(plan.ulysses, counts):
-        problems.append(Problem("/parallel/ulysses", "plan", reason))
+    if reason := spec.shape.refuses(plan.ulysses, plan.ring, counts):
+        field = "ulysses" if plan.ulysses > 1 else "ring"
+        problems.append(Problem(f"/parallel/{field}", "plan", reason))
     return problems

@@ -71,7 +71,7 @@ REFUSED: list[tuple[Any, type[RequestError], str]] = [
     ({**video(), "parallel": {"ulysses": 3}}, InvalidRequest, "/parallel/ulysses"),
     ({**video(width=16, height=16, num_frames=1), "parallel": {"ulysses": 2}},
      InvalidRequest, "/parallel/ulysses"),
-    ({**video(), "parallel": {"ring": 2}}, InvalidRequest, "/parallel/ring"),
+    ({**video(), "parallel": {"ring": 7}}, InvalidRequest, "/parallel/ring"),
     ({**video(guidance_scale=1.0), "parallel": {"cfg": 2}}, InvalidRequest, "/parallel/cfg"),
     ({**image(), "parallel": {"cfg": 2}}, InvalidRequest, "/parallel/cfg"),
 ]  # fmt: skip

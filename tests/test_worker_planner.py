@@ -45,7 +45,7 @@ def plan_for(model: str, ranks: int, least_memory: bool = False, **input: Any) -
             Plan(ulysses=4),
         ),  # one pass: nothing to share
         ("wan2.1-t2v-1.3b", 8, {}, Plan(cfg=2, ulysses=4)),
-        ("wan2.1-t2v-1.3b", 8, {"guidance_scale": 1.0}, Plan(ulysses=4)),  # 12 heads: never 8
+        ("wan2.1-t2v-1.3b", 8, {"guidance_scale": 1.0}, Plan(ulysses=4, ring=2)),  # 12 heads
         ("wan2.1-t2v-1.3b", 8, {"n": 2}, Plan(data=2, cfg=2, ulysses=2)),
         ("wan2.1-t2v-14b", 8, {}, Plan(cfg=2, ulysses=4)),
         ("wan2.1-t2v-14b", 4, {"n": 4}, Plan(data=4)),
@@ -66,7 +66,7 @@ def test_the_plan(model: str, ranks: int, input: dict[str, Any], plan: Plan) -> 
 def test_after_an_out_of_memory_the_widest_replica_is_taken() -> None:
     assert plan_for("wan2.1-t2v-14b", 4, n=4) == Plan(data=4)
     assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4)
-    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(cfg=2, ulysses=4)
+    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(ulysses=4, ring=2)
 
 
 @pytest.mark.parametrize(

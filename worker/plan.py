@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass
 from jobs.request import Parallel
 
 
+def divisors(number: int) -> list[int]:
+    """From 1 upwards."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
 @dataclass(frozen=True)
 class Plan:
     """data: independent replicas, each takes whole items. cfg: 2, where a replica's halves share

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from worker.plan import Plan
+from worker.plan import Plan, divisors
 from worker.rank.parallel.guidance import GuidanceParallel
 from worker.rank.parallel.sequence import SequenceParallel
 
@@ -29,7 +29,7 @@ class Parallelism:
 
     def __init__(self, device: torch.device, timeout: timedelta) -> None:
         world = dist.get_world_size()
-        widths = [w for w in range(2, world + 1) if world % w == 0]
+        widths = divisors(world)[1:]
         self._agreements: dict[tuple[int, ...], Any] = {}
         for width in widths:
             for first in range(0, world, width):
@@ -37,7 +37,7 @@ class Parallelism:
                 self._agreements[ranks] = dist.new_group(
                     list(ranks), backend="gloo", timeout=timeout
                 )
-        self._sequence = SequenceParallel(device, widths)
+        self._sequence = SequenceParallel(device)
         self._guidance = GuidanceParallel([w // 2 for w in widths if w % 2 == 0], timeout)
 
     def replica(self, members: tuple[int, ...]) -> Replica:
@@ -50,6 +50,7 @@ class Parallelism:
             return
         # Guidance lies around what the sequence hooks into: off before that changes, on after.
         self._guidance.remove(transformer)
-        self._sequence.apply(transformer, plan.ulysses, getattr(pipeline, "text_tokens", 0))
+        text_tokens = getattr(pipeline, "text_tokens", 0)
+        self._sequence.apply(transformer, plan.ulysses, plan.ring, text_tokens)
         if plan.cfg > 1:
             self._guidance.apply(transformer, plan.ulysses * plan.ring)
