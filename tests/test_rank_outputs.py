@@ -1,8 +1,10 @@
 """Frames become files, or an error; never half a file."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from jobs.catalog import Catalog
@@ -16,5 +18,15 @@ def test_a_video_that_cannot_be_encoded_is_an_error_not_a_file(
     request, _ = parse_request({"model": "tiny-video", "input": {"prompt": "x"}}, catalog)
     odd = np.zeros((3, 15, 15, 3), np.uint8)  # H.264 in yuv420p takes even sides only
     with pytest.raises(OSError, match="ffmpeg"):
-        outputs.save(odd, request, 0, tmp_path)
+        with contextlib.closing(outputs.File(request, 0, tmp_path)) as file:
+            file.add(odd)
+            file.finish()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_video_leaves_no_process(tmp_path: Path, catalog: Catalog) -> None:
+    request, _ = parse_request({"model": "tiny-video", "input": {"prompt": "x"}}, catalog)
+    with contextlib.closing(outputs.File(request, 0, tmp_path)) as file:
+        file.add(np.zeros((3, 16, 16, 3), np.uint8))
+        assert psutil.Process().children()
+    assert not psutil.Process().children()

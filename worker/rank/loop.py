@@ -1,7 +1,9 @@
 """The rank's life: take a Run, apply its plan, run the pipeline, answer. An answer always comes."""
 
+import contextlib
 import logging
 import queue
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,9 +60,14 @@ def _compute(
         parallelism.apply(pipeline, plan)
     frames = adapter.run(pipeline, request, run.prompt, run.seed, progress)
     if not progress.lead:
+        deque(frames, maxlen=0)  # decodes its rows
         return None
-    with progress.stage("encode_file"):
-        return outputs.save(frames, request, run.index, Path(run.folder))
+    file = outputs.File(request, run.index, Path(run.folder))
+    with contextlib.closing(file):
+        for some in frames:
+            file.add(some)
+        with progress.stage("encode_file"):
+            return file.finish()
 
 
 def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception) -> Failed:

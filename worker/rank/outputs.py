@@ -1,7 +1,10 @@
 """Frames become a file in the spool: PNG, WebP or MP4 (H.264)."""
 
 import hashlib
+import queue
 import subprocess
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +14,104 @@ from PIL import Image
 
 from jobs.request import JobRequest, TextToVideo
 
+# x264's bytes depend on it: a fixed number gives the same ones on every machine.
+THREADS = 16
 
-def save(frames: np.ndarray, request: JobRequest, index: int, folder: Path) -> dict[str, Any]:
-    """frames: uint8 [F, H, W, 3]. Answers the file and what is to be known of it.
+
+class File:
+    """Takes frames as they are decoded; a video is encoded meanwhile.
 
     The same frames give the same bytes: no time, no thread count, no version goes into the file.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{index}.{request.output.format}"
-    fps = request.input.fps if isinstance(request, TextToVideo) else None
-    if fps is not None:
-        _write_mp4(frames, path, fps)
-        content_type = "video/mp4"
-    else:
-        Image.fromarray(frames[0]).save(path, lossless=True)
-        content_type = f"image/{request.output.format}"
-    data = path.read_bytes()
-    return {
-        "path": str(path),
-        "content_type": content_type,
-        "width": frames.shape[2],
-        "height": frames.shape[1],
-        "frames": frames.shape[0],
-        "fps": fps,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+
+    def __init__(self, request: JobRequest, index: int, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = folder / f"{index}.{request.output.format}"
+        self._fps = request.input.fps if isinstance(request, TextToVideo) else None
+        self._type = "image" if self._fps is None else "video"
+        self._frames, self._shape = 0, (0, 0)
+        self._video: _Video | None = None
+
+    def add(self, frames: np.ndarray) -> None:
+        """frames: uint8 [F, H, W, 3]."""
+        self._frames, self._shape = self._frames + len(frames), frames.shape[1:3]
+        if self._fps is None:
+            Image.fromarray(frames[0]).save(self._path, lossless=True)
+            return
+        if self._video is None:
+            self._video = _Video(self._path, *self._shape, self._fps)
+        self._video.add(frames)
+
+    def finish(self) -> dict[str, Any]:
+        """Answers the file and what is to be known of it. Raises: OSError."""
+        if self._video is not None:
+            self._video.finish()
+        data = self._path.read_bytes()
+        return {
+            "path": str(self._path),
+            "content_type": f"{self._type}/{self._path.suffix[1:]}",
+            "width": self._shape[1],
+            "height": self._shape[0],
+            "frames": self._frames,
+            "fps": self._fps,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+    def close(self) -> None:
+        """Leaves no process behind, finished or not."""
+        if self._video is not None:
+            self._video.close()
 
 
-def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
-    """Raises: OSError with ffmpeg's last words, and leaves no half a video to be published."""
-    size = f"{frames.shape[2]}x{frames.shape[1]}"
-    command = [
-        *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
-        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"),
-        *("-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p"),
-        *("-threads", "8", "-movflags", "+faststart", "-fflags", "+bitexact"),
-        *("-flags:v", "+bitexact", str(path)),
-    ]
-    done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
-    if done.returncode:
-        path.unlink(missing_ok=True)
-        raise OSError(f"ffmpeg: {done.stderr.decode(errors='replace')[-300:]}")
+class _Video:
+    """ffmpeg, fed by a thread: decoding need not wait for it."""
+
+    def __init__(self, path: Path, height: int, width: int, fps: int) -> None:
+        self._path = path
+        self._words = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [
+                *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
+                *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
+                *("-r", str(fps), "-i", "-"),
+                *("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-pix_fmt", "yuv420p"),
+                *("-threads", str(THREADS), "-movflags", "+faststart", "-fflags", "+bitexact"),
+                *("-flags:v", "+bitexact", str(path)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=self._words,
+            stderr=self._words,
+        )
+        self._waiting: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._feeder = threading.Thread(target=self._feed, name="ffmpeg", daemon=True)
+        self._feeder.start()
+
+    def add(self, frames: np.ndarray) -> None:
+        self._waiting.put(frames)
+
+    def finish(self) -> None:
+        """Raises: OSError with ffmpeg's last words, and leaves no half a video to be published."""
+        self._waiting.put(None)
+        self._feeder.join()
+        if self._process.wait():
+            self._words.seek(0)
+            self._path.unlink(missing_ok=True)
+            raise OSError(f"ffmpeg: {self._words.read().decode(errors='replace')[-300:]}")
+
+    def close(self) -> None:
+        self._process.kill()  # nothing to do once it has finished
+        self._waiting.put(None)
+        self._feeder.join()
+        self._process.wait()
+        self._words.close()
+
+    def _feed(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            with stdin:
+                while (frames := self._waiting.get()) is not None:
+                    stdin.write(frames.tobytes())
+        except OSError:  # it has ended; finish() says why
+            return

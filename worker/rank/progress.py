@@ -58,6 +58,17 @@ class ItemProgress:
         self.timings[f"{name}_s"] = time.monotonic() - began
 
     @contextlib.contextmanager
+    def decode(self, spread: bool = False) -> Iterator[bool]:
+        """Whether this rank takes part. spread: all do, and none may leave the others then."""
+        if not (self.lead or spread):
+            yield False
+            return
+        with self.stage("vae_decode"):
+            self.together = spread and self.replica is not None and self.replica.tensors is not None
+            yield True
+        self.together = False
+
+    @contextlib.contextmanager
     def denoise(self, steps: int) -> Iterator[Callable[..., Any]]:
         """Yields a callback_on_step_end for a diffusers pipeline.
 

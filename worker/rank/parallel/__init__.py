@@ -18,6 +18,8 @@ class Replica:
 
     members: tuple[int, ...]
     agreement: Any  # a gloo process group for flags; None for a replica of one rank
+    tensors: Any  # one for tensors on the device; None likewise
+    stripes: int  # in which a video's VAE decodes: the same in every plan
 
     @property
     def lead(self) -> bool:
@@ -41,7 +43,10 @@ class Parallelism:
         self._guidance = GuidanceParallel([w // 2 for w in widths if w % 2 == 0], timeout)
 
     def replica(self, members: tuple[int, ...]) -> Replica:
-        return Replica(members, self._agreements[members] if len(members) > 1 else None)
+        width, stripes = len(members), dist.get_world_size()
+        if width == 1:
+            return Replica(members, None, None, stripes)
+        return Replica(members, self._agreements[members], self._sequence.group(width), stripes)
 
     def apply(self, pipeline: Any, plan: Plan) -> None:
         """Puts the plan on the pipeline in place of the one before; milliseconds, no reload."""

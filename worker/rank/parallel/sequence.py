@@ -34,9 +34,7 @@ class SequenceParallel:
                     (world // degree, ring, ulysses),
                     mesh_dim_names=("data", "ring", "ulysses"),
                 )
-                context = ContextParallelConfig(
-                    ring_degree=ring, ulysses_degree=ulysses, mesh=mesh
-                )
+                context = ContextParallelConfig(ring_degree=ring, ulysses_degree=ulysses, mesh=mesh)
                 config = ParallelConfig(context_parallel_config=context)
                 config.setup(rank, world, device, mesh=mesh)
                 self._configs[ulysses, ring] = config

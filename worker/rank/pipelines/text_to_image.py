@@ -1,5 +1,7 @@
 """Text to image by FluxPipeline (FLUX.1)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from diffusers import FluxPipeline
@@ -20,7 +22,7 @@ def load(spec: ModelSpec, source: str, device: torch.device) -> FluxPipeline:
 
 def run(
     pipeline: FluxPipeline, request: TextToImage, prompt: str, seed: int, progress: ItemProgress
-) -> np.ndarray | None:
+) -> Iterator[np.ndarray]:
     asked = request.input
     with progress.stage("text_encode"):
         embeds, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=pipeline.text_tokens)
@@ -37,10 +39,9 @@ def run(
             output_type="latent",
             callback_on_step_end=on_step_end,
         ).images
-    if not progress.lead:
-        return None
-    with progress.stage("vae_decode"):
-        return _decode(pipeline, latents, asked.height, asked.width)
+    with progress.decode() as here:
+        if here:
+            yield _decode(pipeline, latents, asked.height, asked.width)
 
 
 def _decode(pipeline: FluxPipeline, latents: torch.Tensor, height: int, width: int) -> np.ndarray:

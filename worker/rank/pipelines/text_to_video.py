@@ -1,11 +1,14 @@
 """Text to video, or to a picture of one frame, by WanPipeline (Wan 2.1, https://arxiv.org/abs/2503.20314)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 
 from jobs.catalog import ModelSpec
 from jobs.request import TextToImage, TextToVideo
+from worker.rank.parallel.vae import decode
 from worker.rank.progress import ItemProgress
 
 
@@ -27,7 +30,7 @@ def run(
     prompt: str,
     seed: int,
     progress: ItemProgress,
-) -> np.ndarray | None:
+) -> Iterator[np.ndarray]:
     asked = request.input
     with progress.stage("text_encode"):
         embeds, negative_embeds = pipeline.encode_prompt(
@@ -50,19 +53,21 @@ def run(
             output_type="latent",
             callback_on_step_end=on_step_end,
         ).frames
-    if not progress.lead:
-        return None
-    with progress.stage("vae_decode"):
-        return _decode(pipeline, latents)
+    yield from _pictures(pipeline, latents, progress)
 
 
-def _decode(pipeline: WanPipeline, latents: torch.Tensor) -> np.ndarray:
-    """latents: [1, C, F, H, W], as the pipeline's own end does it."""
+def _pictures(
+    pipeline: WanPipeline, latents: torch.Tensor, progress: ItemProgress
+) -> Iterator[np.ndarray]:
+    """latents: [1, C, F, H, W]. Pictures [f, H, W, 3] as they are ready, on the lead."""
     vae = pipeline.vae
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, vae.dtype)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    video = vae.decode(latents.to(vae.dtype) * std + mean, return_dict=False)[0]
-    frames = pipeline.video_processor.postprocess_video(video, output_type="np")[0]
-    return (frames * 255).round().astype(np.uint8)
+    replica = progress.replica
+    with progress.decode(spread=True):
+        latents = latents.to(vae.dtype) * std + mean
+        for pictures in decode(vae, latents, replica.stripes, replica.tensors):
+            if progress.lead:
+                yield pictures.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,164 @@
+"""Wan's VAE decodes in stripes of rows, which the ranks of a replica share.
+
+Before a convolution looks at neighbouring rows, neighbours swap the rows at their seams; the middle
+block's attention sees the whole picture. No tiles: no seams to blend, no work done twice. There are
+as many stripes as the group has ranks, however many of them decode: convolutions of the same shapes
+give the same bits in every plan.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanCausalConv3d,
+    unpatchify,
+)
+from torch import nn
+from torch.nn import functional as F
+
+ROWS = -2
+
+
+def decode(
+    vae: AutoencoderKLWan, latents: torch.Tensor, stripes: int, group: Any
+) -> Iterator[torch.Tensor]:
+    """latents: [1, C, F, H, W], the same on all ranks of the group, which all iterate.
+
+    Yields uint8 pictures [f, 3, H, W] as they are ready: whole ones on the group's first rank, a
+    rank's own rows elsewhere.
+    """
+    rows = latents.shape[ROWS]
+    shared = Stripes(vae, rows, stripes, group) if rows >= stripes > 1 else None
+    with shared.seen_by_convolutions() if shared else contextlib.nullcontext():
+        for chunk in _chunks(vae, latents, shared):
+            pixels = ((chunk[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().transpose(0, 1)
+            yield shared.whole(pixels) if shared else pixels
+
+
+def _chunks(
+    vae: AutoencoderKLWan, latents: torch.Tensor, shared: "Stripes | None"
+) -> Iterator[torch.Tensor]:
+    """AutoencoderKLWan._decode(), each latent frame's pictures [1, 3, f, H, W] by themselves."""
+    vae.clear_cache()
+    x = vae.post_quant_conv(latents)
+    if shared:
+        x = shared.mine(x)
+    for i in range(x.shape[2]):
+        vae._conv_idx = [0]
+        chunk = vae.decoder(
+            x[:, :, i : i + 1],
+            feat_cache=vae._feat_map,
+            feat_idx=vae._conv_idx,
+            first_chunk=i == 0,
+        )
+        if vae.config.patch_size is not None:
+            chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+        yield chunk.clamp(-1, 1)
+    vae.clear_cache()
+
+
+class Stripes:
+    """The rows of a picture, cut into `count` stripes; each rank of the group has as many."""
+
+    def __init__(self, vae: AutoencoderKLWan, rows: int, count: int, group: Any) -> None:
+        self._vae, self._group = vae, group
+        self._rank, self._size = (
+            (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+        )
+        heights = [len(part) for part in torch.arange(rows).tensor_split(count)]
+        each = count // self._size
+        self._by_rank = [heights[i * each : (i + 1) * each] for i in range(self._size)]
+
+    def mine(self, x: torch.Tensor) -> torch.Tensor:
+        return x.split([sum(heights) for heights in self._by_rank], ROWS)[self._rank]
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """All ranks' rows on the first rank; the others get theirs back."""
+        stripes = self._gather(x)
+        return torch.cat(stripes, ROWS) if self._rank == 0 else x
+
+    @contextlib.contextmanager
+    def seen_by_convolutions(self) -> Iterator[None]:
+        decoder = self._vae.decoder
+        attentions = [m for m in decoder.modules() if isinstance(m, WanAttentionBlock)]
+        inside = {m for attention in attentions for m in attention.modules()}
+        for attention in attentions:
+            attention.forward = functools.partial(self._attention, attention)
+        for module in decoder.modules():
+            if module in inside:
+                continue
+            if isinstance(module, WanCausalConv3d):
+                module.forward = functools.partial(self._causal, module)
+            elif isinstance(module, nn.Conv2d):
+                module.forward = functools.partial(self._flat, module)
+        try:
+            yield
+        finally:
+            for module in decoder.modules():
+                module.__dict__.pop("forward", None)
+
+    def _gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's rows of x, whatever its scale."""
+        if self._size == 1:
+            return [x]
+        latent_rows = [sum(heights) for heights in self._by_rank]
+        scale = x.shape[ROWS] // latent_rows[self._rank]
+        tallest = max(latent_rows) * scale
+        padded = F.pad(x, (0, 0, 0, tallest - x.shape[ROWS])).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(self._size)]
+        dist.all_gather(parts, padded, group=self._group)
+        return [p.narrow(ROWS, 0, rows * scale) for p, rows in zip(parts, latent_rows, strict=True)]
+
+    def _with_seams(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """x with its neighbours' nearest rows above and below; zeros beyond the picture."""
+        above = below = x.new_zeros(*x.shape[:ROWS], rows, x.shape[-1])
+        if self._size > 1:
+            edges = torch.stack(
+                [x.narrow(ROWS, 0, rows), x.narrow(ROWS, x.shape[ROWS] - rows, rows)]
+            )
+            all_edges = [torch.empty_like(edges) for _ in range(self._size)]
+            dist.all_gather(all_edges, edges, group=self._group)
+            above = all_edges[self._rank - 1][1] if self._rank else above
+            below = all_edges[self._rank + 1][0] if self._rank + 1 < self._size else below
+        return torch.cat([above, x, below], ROWS)
+
+    def _by_stripe(self, x: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
+        """Each of this rank's stripes of x, with `rows` more above and below."""
+        heights = self._by_rank[self._rank]
+        scale = x.shape[ROWS] // sum(heights)
+        if rows:
+            x = self._with_seams(x, rows)
+        first = 0
+        for height in heights:
+            yield x.narrow(ROWS, first, height * scale + 2 * rows)
+            first += height * scale
+
+    def _causal(
+        self, conv: WanCausalConv3d, x: torch.Tensor, past: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        left, right, rows, _, before, _ = conv._padding
+        if past is not None and before:
+            x, before = torch.cat([past, x], 2), before - past.shape[2]
+        padding = (left, right, 0, 0, before, 0)
+        stripes = (F.pad(stripe, padding) for stripe in self._by_stripe(x, rows))
+        return torch.cat([nn.Conv3d.forward(conv, stripe) for stripe in stripes], ROWS)
+
+    def _flat(self, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = conv.padding
+        return torch.cat(
+            [
+                F.conv2d(stripe, conv.weight, conv.bias, padding=(0, columns))
+                for stripe in self._by_stripe(x, rows)
+            ],
+            ROWS,
+        )
+
+    def _attention(self, block: WanAttentionBlock, x: torch.Tensor) -> torch.Tensor:
+        whole = WanAttentionBlock.forward(block, torch.cat(self._gather(x), ROWS))
+        return self.mine(whole)
