@@ -20,7 +20,7 @@ from examples.shapes import evaluate, train
 from examples.shapes.data import SIDE, Scene, draw, random_caption, random_scene, vocabulary
 from examples.shapes.detect import Seen, detect
 from examples.shapes.evaluate import held_out_scenes, scores
-from examples.shapes.model import embed, short_text, tokenizer
+from examples.shapes.model import embed, short_text, tokenizer, words_of
 from examples.shapes.training import Training
 from tests.conftest import ROOT, RunningFleet
 
@@ -120,7 +120,7 @@ def test_the_short_text_of_the_training_is_the_long_one_of_the_pipeline() -> Non
         text, _ = pipeline.encode_prompt(captions, None, False, max_sequence_length=512)
         usual = flow(text)
         with short_text(pipeline.transformer) as processor:
-            short, processor.bias = embed(pipeline, captions)
+            short, processor.bias = embed(pipeline, words_of(pipeline, captions, latents.device))
             assert (flow(short) - usual).abs().max() < 1e-4
         assert torch.equal(flow(text), usual), "and the pipeline is as before"
 
@@ -129,7 +129,8 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
     def train(file: Path, until: float) -> tuple[bool, torch.Tensor]:
         torch.manual_seed(0)
         layer = torch.nn.Linear(4, 4)
-        training = Training(file, [layer], 25, 1e-2, 0.9, until)
+        training = Training(file, [layer], 25, 1e-2, 0.9)
+        training.limit(until)
 
         def loss_of(step: int) -> torch.Tensor:
             x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
@@ -141,6 +142,14 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Pat
     runs = [train(tmp_path / "b.pt", time.monotonic()) for _ in range(3)]
     assert whole and [finished for finished, _ in runs] == [False, False, True]
     assert torch.equal(runs[-1][1], weights)
+
+
+def test_a_training_ends_when_its_seconds_are_spent(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(1, 1)
+    training = Training(tmp_path / "a.pt", [layer], 10**9, 1e-2, 0.9)
+    training.limit(budget_s=0.2)
+    assert training.run(lambda _step: layer(torch.ones(1)).sum())
+    assert 0 < training.done < 10**9
 
 
 def test_a_training_leaves_a_pipeline_that_the_evaluation_counts(

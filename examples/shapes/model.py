@@ -81,22 +81,29 @@ def fresh(flow_shift: float = 3.0) -> WanPipeline:
     )
 
 
-def embed(pipeline: WanPipeline, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+Words = tuple[torch.Tensor, torch.Tensor]  # ids and attention mask [B, SHORT] of captions
+
+
+def words_of(pipeline: WanPipeline, captions: list[str], device: torch.device) -> Words:
+    text = pipeline.tokenizer(
+        captions, padding="max_length", max_length=SHORT, truncation=True, return_tensors="pt"
+    ).to(device)
+    return text.input_ids, text.attention_mask
+
+
+def embed(pipeline: WanPipeline, words: Words) -> tuple[torch.Tensor, torch.Tensor]:
     """What WanPipeline.encode_prompt() makes of captions, with gradients and without the long tail.
 
     The pipeline pads with zero rows to TEXT_TOKENS and its transformer attends to them all. Here
     there are SHORT rows, and a bias [B, 1, 1, SHORT] that lets each of the few zero rows weigh as
     much as its share of the many: the same attention for a sixteenth of the work.
     """
-    device = pipeline.text_encoder.device
-    text = pipeline.tokenizer(
-        captions, padding="max_length", max_length=SHORT, truncation=True, return_tensors="pt"
-    ).to(device)
-    states = pipeline.text_encoder(text.input_ids, text.attention_mask).last_hidden_state
-    real = text.attention_mask.sum(1, keepdim=True)
+    ids, mask = words
+    states = pipeline.text_encoder(ids, mask).last_hidden_state
+    real = mask.sum(1, keepdim=True)
     weight = torch.log((TEXT_TOKENS - real) / (SHORT - real).clamp(min=1))
-    bias = torch.where(text.attention_mask.bool(), 0.0, weight)
-    return states * text.attention_mask[..., None], bias[:, None, None]
+    bias = torch.where(mask.bool(), 0.0, weight)
+    return states * mask[..., None], bias[:, None, None]
 
 
 class ShortText(WanAttnProcessor):

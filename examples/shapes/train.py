@@ -20,11 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from examples.shapes.data import SIDE, Scene, draw, random_caption, random_scene
-from examples.shapes.model import embed, fresh, short_text
+from examples.shapes.model import embed, fresh, short_text, words_of
 from examples.shapes.training import LOCAL_RANK, RANK, WORLD, Training, seed_of, whole_or_not
 
 SHIFT = 3.0  # more of the training at high noise, where places and shapes are decided
 UNCONDITIONAL = 0.12  # share of empty captions, for classifier-free guidance
+CAPTIONS = 8  # ways to ask for each clip
 LENGTHS = ((7, 0.7), (4, 0.1), (1, 0.2))  # latent frames of a batch: 25, 13 or 1 pictures
 
 
@@ -129,23 +130,27 @@ def train_transformer(
 ) -> bool:
     device, transformer = latents.device, pipeline.transformer
     if device.type == "cuda":
-        transformer = torch.compile(transformer, dynamic=False)
+        for block in transformer.blocks:  # one compilation for them all
+            block.compile(dynamic=False)
     lengths, shares = zip(*LENGTHS, strict=True)
+    rng = random.Random(seed_of(0))
+    captions = [random_caption(scene, rng) for scene in scenes for _ in range(CAPTIONS)]
+    ids, mask = words_of(pipeline, [*captions, ""], device)
+    nothing = len(captions)
 
     def loss_of(step: int) -> torch.Tensor:
-        rng = random.Random(seed_of(step))
         torch.manual_seed(seed_of(step))
-        rows = [rng.randrange(len(scenes)) for _ in range(batch)]
-        captions = [
-            "" if rng.random() < UNCONDITIONAL else random_caption(scenes[i], rng) for i in rows
-        ]
-        clean = latents[rows, :, : rng.choices(lengths, shares)[0]].float()
+        rows = torch.randint(len(scenes), (batch,), device=device)
+        asked = rows * CAPTIONS + torch.randint(CAPTIONS, (batch,), device=device)
+        asked[torch.rand(batch, device=device) < UNCONDITIONAL] = nothing
+        # Of one length on all ranks: they wait for each other.
+        clean = latents[:, :, : random.Random(step).choices(lengths, shares)[0]][rows].float()
         noise = torch.randn_like(clean)
         t = torch.sigmoid(torch.randn(batch, device=device))
         t = SHIFT * t / (1 + (SHIFT - 1) * t)
         sigma = t.view(-1, 1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            text, processor.bias = embed(pipeline, captions)
+            text, processor.bias = embed(pipeline, (ids[asked], mask[asked]))
             flow = transformer(
                 (1 - sigma) * clean + sigma * noise,
                 timestep=t * 1000,
@@ -164,6 +169,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=14000, help="of the transformer")
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--clips", type=int, default=50_000, help="that each rank learns from")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds, in place of steps")
     parser.add_argument("--seconds", type=float, default=math.inf, help="then stop; call again")
     parser.add_argument("--sketch", action="store_true", help="a VAE of three steps, to try it out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -187,7 +193,8 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     else:
         phases = SKETCH if asked.sketch else PHASES
         steps = sum(phase.steps for phase in phases)
-        training = Training(asked.folder / "vae.pt", [pipeline.vae], steps, 4e-3, 0.995, until)
+        training = Training(asked.folder / "vae.pt", [pipeline.vae], steps, 4e-3, 0.995)
+        training.limit(until)
         yield train_vae(pipeline, training, phases, device)
         if RANK == 0:
             whole_or_not(vae, pipeline.vae.save_pretrained)
@@ -195,7 +202,8 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     scenes, latents = make_latents(pipeline, file, asked.clips, device)
     modules = [pipeline.text_encoder, pipeline.transformer]
     lr = 1e-3 * math.sqrt(WORLD)  # the batch grows with the ranks
-    training = Training(asked.folder / "transformer.pt", modules, asked.steps, lr, 0.9995, until)
+    training = Training(asked.folder / "transformer.pt", modules, asked.steps, lr, 0.9995)
+    training.limit(until, asked.budget)
     finished = train_transformer(pipeline, training, scenes, latents, asked.batch)
     if RANK == 0:  # also what it has learnt so far
         pipeline.to(dtype=torch.float16)

@@ -37,9 +37,9 @@ class Training:
         steps: int,
         lr: float,
         decay: float,
-        until: float,
     ) -> None:
-        self._file, self._steps, self._until = file, steps, until
+        self._file, self._steps = file, steps
+        self.limit()
         self._lr, self._decay = lr, decay
         weights = [p for module in modules for p in module.parameters()]
         self._weights = weights
@@ -47,22 +47,28 @@ class Training:
             weights, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=weights[0].is_cuda
         )
         self._average = [p.detach().clone() for p in weights]
-        self.done = 0
+        self.done, self._spent = 0, 0.0
         if file.exists():
             state = torch.load(file, map_location=weights[0].device)
             self._optimizer.load_state_dict(state["optimizer"])
-            self.done = state["done"]
+            self.done, self._spent = state["done"], state["spent"]
             for p, saved in zip(weights, state["weights"], strict=True):
                 p.data.copy_(saved)
             self._average = state["average"]
 
+    def limit(self, until: float = math.inf, budget_s: float = math.inf) -> None:
+        """until: when this call stops, by time.monotonic(). budget_s: seconds of all calls together,
+        which end the training, and the fall of its learning rate, before its steps are done."""
+        self._until, self._budget_s = until, budget_s
+
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> bool:
-        """Whether all steps are done; the modules now hold the averaged weights."""
+        """Whether it is finished; the modules now hold the averaged weights."""
         began, losses = time.monotonic(), torch.zeros((), device=self._weights[0].device)
-        first = told = self.done
-        while self.done < self._steps:
+        told, told_at = self.done, began
+        share, late = self._look(0)[0], False  # a call gets on, however short
+        while share < 1 and not late:
             for group in self._optimizer.param_groups:
-                group["lr"] = self._lr * _schedule(self.done, self._steps)
+                group["lr"] = self._lr * _schedule(self.done, share)
             loss = loss_of(self.done)
             loss.backward()
             self._share_gradients()
@@ -74,21 +80,23 @@ class Training:
             torch._foreach_lerp_(self._average, [p.data for p in self._weights], 1 - keep)
             losses += loss.detach()
             if RANK == 0 and (self.done % 200 == 0 or self.done in (10, self._steps)):
-                pace = (time.monotonic() - began) / (self.done - first)
+                pace = (time.monotonic() - told_at) / (self.done - told)
                 mean = losses.item() / (self.done - told)
                 losses.zero_()
-                told = self.done
+                told, told_at = self.done, time.monotonic()
                 print(
                     f"{self._file.stem} {self.done} loss {mean:.5f} {pace:.3f} s/step", flush=True
                 )
             if self.done % 500 == 0:
                 self.save()
-            if self.done % LOOK == 0 and self._late():
-                break
+            if self.done % LOOK == 0 or self.done == self._steps:
+                now = time.monotonic()
+                share, late = self._look(now - began)
+                began = now
         self.save()
         for p, averaged in zip(self._weights, self._average, strict=True):
             p.data.copy_(averaged)
-        return self.done == self._steps
+        return share >= 1
 
     def _share_gradients(self) -> None:
         if WORLD == 1:
@@ -101,18 +109,23 @@ class Training:
         ):
             gradient.copy_(mean.view_as(gradient))
 
-    def _late(self) -> bool:
-        """All ranks stop at the same step."""
-        late = torch.tensor(float(time.monotonic() > self._until), device=self._weights[0].device)
+    def _look(self, seconds: float) -> tuple[float, bool]:
+        """How much of the training is done, and whether this call is; the same on all ranks."""
+        self._spent += seconds
+        share = max(self.done / self._steps, self._spent / self._budget_s)
+        late = float(time.monotonic() > self._until)
+        both = torch.tensor([share, late], device=self._weights[0].device)
         if WORLD > 1:
-            dist.all_reduce(late, dist.ReduceOp.MAX)
-        return bool(late)
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+        share, late = both.tolist()
+        return share, bool(late)
 
     def save(self) -> None:
         if RANK:
             return
         state = {
             "done": self.done,
+            "spent": self._spent,
             "weights": [p.data for p in self._weights],
             "average": self._average,
             "optimizer": self._optimizer.state_dict(),
@@ -120,5 +133,5 @@ class Training:
         whole_or_not(self._file, lambda unfinished: torch.save(state, unfinished))
 
 
-def _schedule(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / 500) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+def _schedule(step: int, share: float) -> float:
+    return min(1.0, (step + 1) / 500) * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
