@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +29,44 @@ def main() -> None:
     options.add_argument("--ranks", type=int, default=2)
     options.add_argument("--logs", type=Path, help="copy the logs there")
     asked = options.parse_args()
+    with fleet_up(asked.ranks, asked.models, asked.logs) as (client, data):
+        measure(client, asked.model, asked.ranks, data)
+
+
+@contextlib.contextmanager
+def fleet_up(
+    ranks: int, models: str | None, logs: Path | None, **settings: str
+) -> Iterator[tuple[Client, Path]]:
+    """A fleet of `ranks` ranks, ready, and its data folder; its logs are copied to `logs`."""
     with tempfile.TemporaryDirectory() as data:
         url = f"http://127.0.0.1:{(port := free_port())}"
-        environment = dict(os.environ)
-        if asked.models:
+        environment = {**os.environ, **settings}
+        if models:
             catalogue = Path(__file__).with_name("models.toml")
-            environment.update(FLEET_MODELS=str(catalogue), FLEET_MODELS_DIR=asked.models)
+            environment.update(FLEET_MODELS=str(catalogue), FLEET_MODELS_DIR=models)
         began = time.monotonic()
         fleet = subprocess.Popen(
             [
                 *(sys.executable, "-m", "cli", "up", "--no-flower", "--data", data),
-                *("--port", str(port), "--ranks", str(asked.ranks)),
+                *("--port", str(port), "--ranks", str(ranks)),
             ],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert fleet.stdout is not None
-        for line in fleet.stdout:
-            print(f"{time.monotonic() - began:6.1f} s  {line}", end="", flush=True)
-            if line == "ready\n":
-                break
         try:
-            if fleet.poll() is None:
-                measure(Client(url), asked.model, asked.ranks, Path(data))
+            for line in fleet.stdout:
+                print(f"{time.monotonic() - began:6.1f} s  {line}", end="", flush=True)
+                if line == "ready\n":
+                    break
+            assert fleet.poll() is None, "the fleet does not come up"
+            yield Client(url), Path(data)
         finally:
             fleet.send_signal(signal.SIGTERM)
             fleet.wait(60)
-            if asked.logs:
-                for log in (Path(data) / "logs").glob("*.log"):
-                    (asked.logs / log.name).write_bytes(log.read_bytes())
+            for log in (Path(data) / "logs").glob("*.log") if logs else ():
+                (logs / log.name).write_bytes(log.read_bytes())
 
 
 def measure(client: Client, model: str, ranks: int, data: Path) -> None:

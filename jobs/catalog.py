@@ -39,7 +39,7 @@ class Shape(_Frozen):
     text_tokens: int | None = None  # set where the text is split over ranks too (Flux)
 
     def refuses(self, ulysses: int, ring: int, counts: tuple[int, ...]) -> str | None:
-        """Why a sequence split over ulysses x ring ranks can't run, as a sentence; None if it can."""
+        """Why a sequence over ulysses x ring ranks can't run, as a sentence; None if it can."""
         degree = ulysses * ring
         if degree == 1:
             return None
@@ -67,7 +67,8 @@ class ModelSpec(_Frozen):
     """weights: a hub id ("org/name"), a folder ("/…"), a folder of FLEET_MODELS_DIR ("./…"), or one
     that comes with the worker ("shipped:…"). adapter: a module with load() and run() in place of
     the tasks' own. two_passes: guidance is a pass with the prompt and a pass without, which the
-    pipeline names in cache_context()."""
+    pipeline names in cache_context(). compiled: on a GPU the denoiser's repeated block is
+    compiled, which costs each plan and size some 10 s once."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     weights: str
@@ -77,6 +78,7 @@ class ModelSpec(_Frozen):
     adapter: str | None = None
     negative_prompt: bool = True
     two_passes: bool = False
+    compiled: bool = False
     shape: Shape
     limits: Limits = Limits()
     defaults: dict[str, Any] = {}

@@ -31,6 +31,7 @@ class Settings:
     visible_gpus: int | None = None  # where CUDA_VISIBLE_DEVICES narrows them
     lease_s: float = 30
     reap_s: float = 3
+    preload: tuple[str, ...] = ()  # models that are loaded and warm before the worker takes jobs
     stall_s: float = 60
     load_timeout_s: float = 1800
     stage_timeout_s: float = 600
@@ -90,6 +91,10 @@ def _word(text: str) -> str:
     return text
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def _absolute(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
@@ -104,6 +109,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_LINK_S": ("link_s", _number(int, 1, 604800)),
     "FLEET_MODELS": ("models", _absolute),
     "FLEET_MODELS_DIR": ("models_dir", _absolute),
+    "FLEET_PRELOAD": ("preload", _words),
     "FLEET_RANKS": ("ranks", _number(int, 1, 64)),
     "FLEET_LEASE_S": ("lease_s", _number(float, 1, 3600)),
     "FLEET_REAP_S": ("reap_s", _number(float, 0.1, 60)),

@@ -17,10 +17,10 @@ def test_a_video_that_cannot_be_encoded_is_an_error_not_a_file(
 ) -> None:
     request, _ = parse_request({"model": "tiny-video", "input": {"prompt": "x"}}, catalog)
     odd = np.zeros((3, 15, 15, 3), np.uint8)  # H.264 in yuv420p takes even sides only
-    with pytest.raises(OSError, match="ffmpeg"):
-        with contextlib.closing(outputs.File(request, 0, tmp_path)) as file:
-            file.add(odd)
-            file.finish()
+    file = outputs.File(request, 0, tmp_path)
+    with contextlib.closing(file), pytest.raises(OSError, match="ffmpeg"):
+        file.add(odd)
+        file.finish()
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,7 @@ from worker.fleet import Fleet
 from worker.group import Group
 from worker.lease import Drain
 from worker.reaper import Reaper
+from worker.warm import warm
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             sweep_spool(settings)
             worker.app.fleet = fleet
             fleet.group.start()
+            warm(fleet)
         except FleetError as error:
             raise SystemExit(str(error)) from None
         except OSError as error:

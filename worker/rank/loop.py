@@ -31,7 +31,7 @@ def serve(
     parallelism: Parallelism,
 ) -> None:
     while (run := runs.get()) is not None:
-        progress = ItemProgress(run, send, canceled)
+        progress = ItemProgress(run, parallelism.replica(run.members), send, canceled)
         send(_answer(run, progress, models, parallelism))
         SCENE.stage, SCENE.step = "idle", "-"
 
@@ -54,7 +54,6 @@ def _compute(
 ) -> dict[str, object] | None:
     request, plan = stored_request(run.request), Plan(**run.plan)
     adapter = models.adapter(request.model, request.task)
-    progress.replica = parallelism.replica(tuple(run.members))
     with progress.stage("load_model"):
         pipeline = models.get(request.model, request.task)
         parallelism.apply(pipeline, plan)

@@ -12,12 +12,22 @@ import torch
 
 from jobs.catalog import Catalog, ModelSpec
 from jobs.errors import ModelLoadFailed
+from worker.rank.parallel import denoisers
 from worker.rank.pipelines import PIPELINES
 
 logger = logging.getLogger(__name__)
 
 KEEP = 2
 SHIPPED = Path(__file__).parent / "weights"
+
+
+def compile_blocks(pipeline: Any) -> None:
+    """Has each denoiser's repeated block compiled at its first run, for every plan and size."""
+    torch._dynamo.config.recompile_limit = 64
+    for denoiser in denoisers(pipeline):
+        if denoiser.dtype in (torch.bfloat16, torch.float16):
+            denoiser.set_attention_backend("_native_cudnn")
+        denoiser.compile_repeated_blocks(dynamic=False)
 
 
 class Models:
@@ -70,7 +80,10 @@ class Models:
             raise ModelLoadFailed(f"Model {spec.id}: there is no folder {source}.")
         logger.info("loading %s from %s", spec.id, source)
         try:
-            return self.adapter(spec.id, task).load(spec, source, self._device)
+            pipeline = self.adapter(spec.id, task).load(spec, source, self._device)
+            if spec.compiled and self._device.type == "cuda":
+                compile_blocks(pipeline)
+            return pipeline
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

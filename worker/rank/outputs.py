@@ -69,7 +69,7 @@ class _Video:
 
     def __init__(self, path: Path, height: int, width: int, fps: int) -> None:
         self._path = path
-        self._words = tempfile.TemporaryFile()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
             [
                 *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),

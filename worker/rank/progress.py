@@ -34,23 +34,28 @@ class PeerFailed(Exception):
 class ItemProgress:
     """stage() and denoise() for the pipelines; what they measure goes to the worker."""
 
-    def __init__(self, run: Run, send: Callable[[FromRank], None], canceled: set[str]) -> None:
-        self._run, self._send, self._canceled = run, send, canceled
+    def __init__(
+        self,
+        run: Run,
+        replica: Replica,
+        send: Callable[[FromRank], None],
+        canceled: set[str],
+    ) -> None:
+        self._run, self.replica = run, replica
+        self._send, self._canceled = send, canceled
         self.timings: dict[str, float] = {}
-        self.replica: Replica | None = None
         self.met = False  # the peers know that this rank got as far as the first collective
         self.together = False  # inside the collectives: this rank's failure leaves peers waiting
         memory.reset_peak()
 
     @property
     def lead(self) -> bool:
-        return self.replica is None or self.replica.lead
+        return self.replica.lead
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         # Before they meet, a rank that stops would leave its peers waiting: they stop there.
-        alone = self.replica is None or self.replica.agreement is None
-        if self._wished() and (alone or self.met):
+        if self._wished() and (self.replica.alone or self.met):
             raise Stopped(0)
         self._tell(name, 0, 0)
         began = time.monotonic()
@@ -64,7 +69,7 @@ class ItemProgress:
             yield False
             return
         with self.stage("vae_decode"):
-            self.together = spread and self.replica is not None and self.replica.tensors is not None
+            self.together = spread and not self.replica.alone
             yield True
         self.together = False
 
@@ -79,8 +84,8 @@ class ItemProgress:
         self.meet(failed=False)
         self._tell("denoise", 0, steps)
         began = time.monotonic()
-        self.together = self.replica is not None and self.replica.agreement is not None
-        flag = _Flag(self.replica.agreement if self.replica else None)
+        self.together = not self.replica.alone
+        flag = _Flag(self.replica.agreement)
         fence = _Fence()
 
         def on_step_end(
@@ -104,7 +109,7 @@ class ItemProgress:
         Raises: PeerFailed or Stopped, on all ranks alike.
         """
         self.met = True
-        if self.replica is None or self.replica.agreement is None:
+        if self.replica.alone:
             return
         self._tell("meet", 0, 0)
         votes = torch.tensor([FAILED if failed else WISHED if self._wished() else FINE])

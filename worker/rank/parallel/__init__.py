@@ -12,6 +12,12 @@ from worker.rank.parallel.guidance import GuidanceParallel
 from worker.rank.parallel.sequence import SequenceParallel
 
 
+def denoisers(pipeline: Any) -> list[Any]:
+    """What a plan is put on: Wan 2.2 has two, one for much noise and one for little."""
+    names = ("transformer", "transformer_2", "unet")
+    return [part for name in names if (part := getattr(pipeline, name, None)) is not None]
+
+
 @dataclass(frozen=True)
 class Replica:
     """The ranks that compute one item together, as this rank sees them."""
@@ -20,6 +26,10 @@ class Replica:
     agreement: Any  # a gloo process group for flags; None for a replica of one rank
     tensors: Any  # one for tensors on the device; None likewise
     stripes: int  # in which a video's VAE decodes: the same in every plan
+
+    @property
+    def alone(self) -> bool:
+        return len(self.members) == 1
 
     @property
     def lead(self) -> bool:
@@ -42,7 +52,8 @@ class Parallelism:
         self._sequence = SequenceParallel(device)
         self._guidance = GuidanceParallel([w // 2 for w in widths if w % 2 == 0], timeout)
 
-    def replica(self, members: tuple[int, ...]) -> Replica:
+    def replica(self, ranks: list[int]) -> Replica:
+        members = tuple(ranks)
         width, stripes = len(members), dist.get_world_size()
         if width == 1:
             return Replica(members, None, None, stripes)
@@ -50,12 +61,10 @@ class Parallelism:
 
     def apply(self, pipeline: Any, plan: Plan) -> None:
         """Puts the plan on the pipeline in place of the one before; milliseconds, no reload."""
-        transformer = getattr(pipeline, "transformer", None)
-        if transformer is None:
-            return
-        # Guidance lies around what the sequence hooks into: off before that changes, on after.
-        self._guidance.remove(transformer)
-        text_tokens = getattr(pipeline, "text_tokens", 0)
-        self._sequence.apply(transformer, plan.ulysses, plan.ring, text_tokens)
-        if plan.cfg > 1:
-            self._guidance.apply(transformer, plan.ulysses * plan.ring)
+        for denoiser in denoisers(pipeline):
+            # Guidance lies around what the sequence hooks into: off before that changes, on after.
+            self._guidance.remove(denoiser)
+            text_tokens = getattr(pipeline, "text_tokens", 0)
+            self._sequence.apply(denoiser, plan.ulysses, plan.ring, text_tokens)
+            if plan.cfg > 1:
+                self._guidance.apply(denoiser, plan.ulysses * plan.ring)

@@ -68,9 +68,8 @@ class Stripes:
 
     def __init__(self, vae: AutoencoderKLWan, rows: int, count: int, group: Any) -> None:
         self._vae, self._group = vae, group
-        self._rank, self._size = (
-            (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
-        )
+        self._rank: int = dist.get_rank(group) if group else 0
+        self._size: int = dist.get_world_size(group) if group else 1
         heights = [len(part) for part in torch.arange(rows).tensor_split(count)]
         each = count // self._size
         self._by_rank = [heights[i * each : (i + 1) * each] for i in range(self._size)]

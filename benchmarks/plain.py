@@ -1,0 +1,113 @@
+"""Plain diffusers, as its documentation does it, from prompt to file: what the fleet is beside.
+
+`python -m benchmarks.plain FOLDER`, or, split by diffusers' own Ulysses,
+`torchrun --nproc-per-node N -m benchmarks.plain FOLDER`. Rank 0 prints seconds as one line of JSON.
+bfloat16, VAE in float32, the fleet's ffmpeg settings; a run of two steps before the clock starts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan, ContextParallelConfig, WanPipeline
+
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def now() -> float:
+    torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def matmul_tflops(size: int = 8192, times: int = 20) -> float:
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    began = now()
+    for _ in range(times):
+        a @ b
+    return 2 * size**3 * times / (now() - began) / 1e12
+
+
+def write(frames: np.ndarray, path: Path, fps: int) -> None:
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-")
+    h264 = ("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-pix_fmt", "yuv420p")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, *h264, str(path)]
+    subprocess.run(command, input=(frames * 255).round().astype(np.uint8).tobytes(), check=True)
+
+
+def run(pipe: WanPipeline, asked: argparse.Namespace, steps: int) -> dict[str, Any]:
+    began = now()
+    embeds, negative = pipe.encode_prompt("a", max_sequence_length=512)
+    encoded, ends = now(), []
+    latents = pipe(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        height=asked.height,
+        width=asked.width,
+        num_frames=81,
+        num_inference_steps=steps,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+    ).frames
+    denoised = now()
+    if dist.is_initialized() and dist.get_rank():
+        return {}
+    config = pipe.vae.config
+    mean, std = (
+        torch.tensor(values, device="cuda").view(1, -1, 1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    video = pipe.vae.decode(latents.float() * std + mean, return_dict=False)[0]
+    frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
+    ends = now()
+    write(frames, Path("/tmp/plain.mp4"), 16)
+    return {
+        "text_encode_s": encoded - began,
+        "denoise_s": denoised - encoded,
+        "vae_decode_s": ends - denoised,
+        "encode_file_s": now() - ends,
+        "total_s": now() - began,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--height", type=int, default=480)
+    asked = parser.parse_args()
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(rank)
+    vae = AutoencoderKLWan.from_pretrained(asked.folder, subfolder="vae", dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(asked.folder, vae=vae, dtype=torch.bfloat16).to("cuda")
+    pipe.set_progress_bar_config(disable=True)
+    if WORLD > 1:
+        dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+        pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=WORLD))
+    run(pipe, asked, 2)
+    took = run(pipe, asked, asked.steps)
+    if rank == 0:
+        name = f"diffusers ulysses={WORLD}" if WORLD > 1 else "diffusers"
+        tflops = {} if WORLD > 1 else {"matmul_tflops": matmul_tflops()}
+        print(json.dumps({"name": name, **took, **tflops}), flush=True)
+    if WORLD > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

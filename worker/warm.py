@@ -1,0 +1,55 @@
+"""warm(): what the first jobs would wait for, done before the worker takes any."""
+
+import logging
+import shutil
+import threading
+import time
+from dataclasses import replace
+
+from jobs.errors import FleetError, SettingsError
+from jobs.parse import parse_request
+from jobs.request import items
+from worker.fleet import Fleet
+from worker.plan import divisors
+from worker.planner import choose_plan
+
+logger = logging.getLogger(__name__)
+
+STEPS = 2  # the second is not the first
+
+
+def warm(fleet: Fleet) -> None:
+    """Loads the models of FLEET_PRELOAD on every rank, and runs each plan that `auto` would take
+    for a default question: loading, compilation and a plan's communicators are paid here.
+
+    Raises: SettingsError, for a model that the catalogue does not have.
+    """
+    for model in fleet.settings.preload:
+        if model not in fleet.catalog:
+            raise SettingsError(f"FLEET_PRELOAD: the catalogue has no model {model!r}.")
+        for ranks in divisors(fleet.group.size):
+            began = time.monotonic()
+            try:
+                _run(fleet, model, ranks)
+            except FleetError as error:  # its jobs will say so again, each with a sentence
+                logger.error("%s is not warm on %d ranks: %s", model, ranks, error)
+            logger.info("%s on %d ranks: warm in %.1f s", model, ranks, time.monotonic() - began)
+
+
+def _run(fleet: Fleet, model: str, ranks: int) -> None:
+    """The plan of a lane of `ranks` ranks, on every such lane at once."""
+    lanes = fleet.group.size // ranks
+    question = {"prompt": "warm", "seed": 0, "n": lanes, "num_inference_steps": STEPS}
+    request, _ = parse_request({"model": model, "input": question}, fleet.catalog)
+    one = request.model_copy(update={"input": request.input.model_copy(update={"n": 1})})
+    plan, _ = choose_plan(fleet.catalog[model], one, ranks)
+    plan = replace(plan, data=fleet.group.size // plan.replica_width)
+    folder = fleet.settings.spool / f"warm-{model}"
+    stream = fleet.group.run(
+        f"warm-{model}", request.model_dump_json(), items(request), plan, folder, threading.Event()
+    )
+    try:
+        for _event in stream:
+            pass
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
