@@ -157,14 +157,16 @@ function step.claim(queue, worker, nonce, lease, ranks)
   end
 end
 
--- queue ranks -> 1 if claim would find a job
-function step.waiting(queue, ranks)
+-- queue ranks most -> how many jobs claim would find, counted up to `most`
+function step.waiting(queue, ranks, most)
+  local found = 0
   for priority = 0, 2 do
     for _, id in ipairs(ready_jobs(queue, priority)) do
-      if tonumber(get(id, 'ranks')[1]) <= tonumber(ranks) then return 1 end
+      if tonumber(get(id, 'ranks')[1]) <= tonumber(ranks) then found = found + 1 end
+      if found == tonumber(most) then return found end
     end
   end
-  return 0
+  return found
 end
 
 -- id token lease plan progress -> 'ok' | 'cancel' | 'lost'; plan and progress: JSON or '' for no news

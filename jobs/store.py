@@ -199,9 +199,9 @@ class JobStore:
         return Claim(id, token, attempt, request, left, json.loads(errors))
 
     @_away
-    def waiting(self, queue: str, ranks: int) -> bool:
-        """Whether there is a job that `ranks` ranks could claim now."""
-        return bool(self._step("waiting", queue, ranks))
+    def waiting(self, queue: str, ranks: int) -> int:
+        """How many jobs `ranks` ranks could claim now; `ranks` stands for more."""
+        return int(self._step("waiting", queue, ranks, ranks))
 
     @_away
     def renew(

@@ -1,16 +1,13 @@
 """A real group of two ranks on gloo, and everything that may befall it."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,13 +16,12 @@ from PIL import Image
 
 from jobs.catalog import Catalog
 from jobs.errors import GroupFault, JobError, ModelLoadFailed, OutOfMemory, RankDied, RankHung
-from jobs.parse import parse_request
-from jobs.request import items
 from jobs.settings import Settings
 from tests.conftest import ROOT, alive, descendants, until
+from tests.fixtures.bench import Bench, own_family, rank_pids, ready
 from worker.group import Event, Group
 from worker.plan import Plan
-from worker.protocol import Done, Ended, Progress
+from worker.protocol import Ended, Progress
 
 Notes = Callable[[str], list[str]]
 TOGETHER = Plan(ulysses=2)
@@ -42,59 +38,9 @@ def group(rank_settings: Settings) -> Iterator[Group]:
     until(lambda: not alive(family), 10)
 
 
-class Bench:
-    """Runs questions on the group and remembers what the ranks said."""
-
-    def __init__(self, group: Group, catalog: Catalog, folder: Path) -> None:
-        self.group, self._catalog, self._folder = group, catalog, folder
-        self.cancel = threading.Event()
-        self.events: list[Event] = []
-
-    def run(self, model: str, plan: Plan, on_event: Any = None, **input: Any) -> dict[int, str]:
-        """The SHA-256 of each output's file."""
-        self.events = []
-        body = {"model": model, "input": {"prompt": "x", "seed": 3, **input}}
-        request, _ = parse_request(body, self._catalog)
-        job = f"job_{time.monotonic_ns()}"
-        stream = self.group.run(
-            job, request.model_dump_json(), items(request), plan, self._folder / job, self.cancel
-        )
-        for event in stream:
-            self.events.append(event)
-            if on_event:
-                on_event(event)
-        return {
-            e.index: hashlib.sha256(Path(e.file["path"]).read_bytes()).hexdigest()
-            for e in self.events
-            if isinstance(e, Done) and e.file
-        }
-
-    def files(self) -> list[dict[str, Any]]:
-        return [e.file for e in self.events if isinstance(e, Done) and e.file]
-
-    def step(self, number: int) -> Callable[[Event], bool]:
-        return lambda e: isinstance(e, Progress) and e.stage == "denoise" and e.step == number
-
-
 @pytest.fixture
 def bench(group: Group, catalog: Catalog, tmp_path: Path) -> Bench:
     return Bench(group, catalog, tmp_path)
-
-
-def own_family() -> list[psutil.Process]:
-    """The agent of this process's own group, then all below it; other fleets are further away."""
-    agents = [p for p in psutil.Process().children() if "worker.agent" in " ".join(p.cmdline())]
-    assert len(agents) == 1
-    return [agents[0], *agents[0].children(recursive=True)]
-
-
-def rank_pids(group: Group) -> list[int]:
-    ranks: Any = group.about()["ranks"]
-    return [rank["pid"] for rank in ranks]
-
-
-def ready(group: Group) -> None:
-    until(lambda: group.about()["ready"], 60)
 
 
 @pytest.mark.parametrize("model", ["tiny-video", "tiny-image"])

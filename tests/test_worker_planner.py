@@ -19,7 +19,7 @@ from jobs.errors import (
 )
 from jobs.parse import parse_request
 from worker.plan import Plan
-from worker.planner import choose_plan
+from worker.planner import choices, choose
 from worker.retries import Again, GiveUp, decide
 
 CATALOG = load_catalog(Path(__file__).parent.parent / "jobs" / "models.toml")
@@ -29,7 +29,9 @@ def plan_for(model: str, ranks: int, least_memory: bool = False, **input: Any) -
     parallel = input.pop("parallel", "auto")
     body = {"model": model, "input": {"prompt": "x", **input}, "parallel": parallel}
     request, _ = parse_request(body, CATALOG)
-    return choose_plan(CATALOG[model], request, ranks, least_memory)[0]
+    if parallel == "auto":
+        return choose(CATALOG[model], request, ranks, least_memory).plan
+    return choices(CATALOG[model], request, ranks)[0].plan
 
 
 @pytest.mark.parametrize(
@@ -81,9 +83,9 @@ def test_an_explicit_plan_too_wide_is_refused(parallel: dict[str, int], words: s
 def test_only_a_model_with_two_named_passes_has_them_shared() -> None:
     spec = CATALOG["wan2.1-t2v-1.3b"]
     request, _ = parse_request({"model": spec.id, "input": {"prompt": "x"}}, CATALOG)
-    assert choose_plan(spec, request, 2)[0] == Plan(cfg=2)
+    assert choose(spec, request, 2).plan == Plan(cfg=2)
     doubled = spec.model_copy(update={"two_passes": False})
-    assert choose_plan(doubled, request, 2)[0] == Plan(ulysses=2)
+    assert choose(doubled, request, 2).plan == Plan(ulysses=2)
 
 
 def test_an_explicit_split_must_divide_the_group() -> None:

@@ -16,6 +16,7 @@ from jobs.settings import Settings
 from jobs.store import JobStore
 from worker.fleet import Fleet
 from worker.group import Group
+from worker.lanes import Lanes
 from worker.lease import Drain
 from worker.reaper import Reaper
 from worker.warm import warm
@@ -35,7 +36,12 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         if worker.concurrency != 1 or "thread" not in worker.pool_cls.__module__:
-            raise SystemExit("The group runs one job at a time: give no --pool, no --concurrency.")
+            raise SystemExit("The group has as many lanes as ranks: give no --pool, --concurrency.")
+        try:
+            self._ranks = count_ranks(worker.app.settings)
+        except SettingsError as error:
+            raise SystemExit(str(error)) from None
+        worker.concurrency = self._ranks + 1  # as many lanes, and a job that only uploads
         # Each of the two talks to every other worker, at the price of n² messages.
         worker.options.update(without_gossip=True, without_mingle=True)
 
@@ -47,8 +53,9 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 load_catalog(settings.models),
                 JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
                 ArtifactStorage(settings),
-                Group(count_ranks(settings), settings),
+                Group(self._ranks, settings),
                 Drain(),
+                Lanes(self._ranks),
             )
             self._on_shutdown = lambda **_: fleet.drain.begin(settings.drain_s)
             worker_shutting_down.connect(self._on_shutdown)
@@ -68,7 +75,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             worker.hostname,
             fleet.group.size,
             lambda: {**self.info(worker), "models": list(fleet.catalog)},
-            lambda: not fleet.busy and not fleet.drain.begun,
+            lambda: fleet.lanes.idle and not fleet.drain.begun,
         )
         try:
             self._reaper.announce()

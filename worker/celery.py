@@ -13,7 +13,7 @@ app.conf.update(
     imports=["worker.tasks"],
     # Threads: solo is deaf while a job runs, and a fork gives nothing to a process without torch.
     worker_pool="threads",
-    worker_concurrency=1,  # the group runs one job at a time
+    worker_concurrency=1,  # worker/bootstep.py sets it, by the number of ranks
     worker_prefetch_multiplier=1,
     task_acks_late=True,
     worker_disable_prefetch=False,  # with threads it can stall a worker for ever

@@ -7,6 +7,7 @@ from jobs.catalog import Catalog
 from jobs.settings import Settings
 from jobs.store import JobStore
 from worker.group import Group
+from worker.lanes import Lanes
 from worker.lease import Drain
 
 
@@ -18,4 +19,4 @@ class Fleet:
     storage: ArtifactStorage
     group: Group
     drain: Drain
-    busy: bool = False
+    lanes: Lanes

@@ -6,11 +6,11 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from jobs.errors import JOB_ERRORS, Internal, JobError, RankDied, RankHung
+from jobs.errors import JOB_ERRORS, Internal, Interrupted, JobError, RankDied, RankHung
 from jobs.request import Item
 from jobs.settings import Settings
 from worker.keeper import Gone, Keeper
@@ -30,6 +30,7 @@ from worker.protocol import (
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
+OTHERS_FAULT = "The group restarts because of a rank outside this job's lane."
 CANCEL_S = 10  # from the wish to the kill, for a lane that does not answer
 
 
@@ -66,14 +67,6 @@ class Group:
         """Whether every rank is there, within the time that a start may take."""
         return self._keeper.ready.wait(self._settings.start_timeout_s)
 
-    def _fresh(self) -> bool:
-        """Whether the group is whole and no old news of it is left."""
-        if not self._keeper.ready.wait(TICK_S):
-            return False
-        while not self._keeper.events.empty():
-            self._keeper.events.get_nowait()
-        return self._keeper.ready.is_set()
-
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
         return {
@@ -89,29 +82,31 @@ class Group:
         request: str,
         items: list[Item],
         plan: Plan,
+        lane: Sequence[int],
         folder: Path,
         cancel: threading.Event,
     ) -> Generator[Event, None, None]:
         """Deals the items to the plan's replicas as these become free; the stream ends with Ended.
 
-        cancel: set it, and the lane stops within one or two denoising steps.
+        lane: ranks that nobody else uses. cancel: set it, and they stop within one or two denoising
+        steps.
         Raises: a JobError, after which no rank works on this job any more.
         """
         until = time.monotonic() + self._settings.start_timeout_s
-        while not self._fresh():
+        while not self._keeper.ready.wait(TICK_S):
             if time.monotonic() > until:
                 raise RankDied(f"The group of {self.size} ranks does not come up.")
             yield Tick()
-        lane = _Lane(self._keeper, self._settings, job, request, items, plan, folder)
+        turns = _Turns(self._keeper, self._settings, job, request, items, plan, lane, folder)
         try:
-            yield from lane.events(cancel)
+            yield from turns.events(cancel)
         finally:
-            if lane.busy:  # the consumer left, or a rank was lost: nobody must go on computing
+            if turns.busy:  # the consumer left, or a rank was lost: nobody must go on computing
                 self._keeper.kill()
 
 
-class _Lane:
-    """One job on the group's ranks."""
+class _Turns:
+    """One job's items on the ranks of its lane."""
 
     def __init__(
         self,
@@ -121,27 +116,33 @@ class _Lane:
         request: str,
         items: list[Item],
         plan: Plan,
+        lane: Sequence[int],
         folder: Path,
     ) -> None:
+        self._events = keeper.listen(lane)
         self._keeper, self._settings = keeper, settings
         self._job, self._request, self._folder = job, request, folder
         self._plan = plan
-        self._replicas = plan.replicas(range(keeper.size))
+        self._replicas = plan.replicas(lane)
         self._todo = deque(items)
         self.busy: dict[int, Turn] = {}
         self._error: JobError | None = None
         self._give_up_at: float | None = None
 
     def events(self, cancel: threading.Event) -> Generator[Event, None, None]:
+        if not self._keeper.ready.is_set():  # it went between our look and our listening
+            raise Interrupted(OTHERS_FAULT)
         for replica in range(len(self._replicas)):
             self._deal(replica)
         while self.busy:
             if cancel.is_set():
                 self._stop_all()
             try:
-                event = self._keeper.events.get(timeout=TICK_S)
+                event = self._events.get(timeout=TICK_S)
             except queue.Empty:
                 event = None
+            if isinstance(event, Gone) and not event.guilty:
+                raise Interrupted(OTHERS_FAULT)
             if isinstance(event, Gone):
                 raise RankDied(f"Rank {event.rank} died.")
             if event is not None and not self._take(event):

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,9 +33,14 @@ STOP_S = 5  # from the wish that the ranks exit to the kill
 
 @dataclass(frozen=True)
 class Gone:
-    """A rank's process has ended without being asked to."""
+    """A rank's process has ended without being asked to. guilty: it was the first of its group to
+    go; the others are killed because of it."""
 
     rank: int
+    guilty: bool
+
+
+Events = queue.SimpleQueue[FromRank | Gone]
 
 
 @dataclass
@@ -46,13 +52,13 @@ class Connection:
 
 
 class Keeper(threading.Thread):
-    """ready is set while a whole incarnation is connected. events: what the ranks say."""
+    """ready is set while a whole incarnation is connected."""
 
     def __init__(self, size: int, start_timeout_s: float) -> None:
         super().__init__(name="group-keeper", daemon=True)
         self.size = size
         self.ready = threading.Event()
-        self.events: queue.SimpleQueue[FromRank | Gone] = queue.SimpleQueue()
+        self._listeners: dict[int, Events] = {}  # by rank
         self.incarnation = -1
         self.starts = 0
         self._start_timeout_s = start_timeout_s
@@ -87,6 +93,16 @@ class Keeper(threading.Thread):
         self._selector.close()
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def listen(self, ranks: Sequence[int]) -> Events:
+        """What these ranks say from now on, until somebody else listens to them."""
+        events: Events = queue.SimpleQueue()
+        self._listeners.update(dict.fromkeys(ranks, events))
+        return events
+
+    def _hear(self, rank: int, event: FromRank | Gone) -> None:
+        if (events := self._listeners.get(rank)) is not None:
+            events.put(event)
 
     def send(self, ranks: list[int], message: ToRank) -> None:
         """To ranks that live; what a dead one misses its Gone event tells."""
@@ -169,7 +185,8 @@ class Keeper(threading.Thread):
             else:
                 if isinstance(message, Progress):
                     connection.memory = message.memory
-                self.events.put(message)  # type: ignore[arg-type]
+                assert connection.hello is not None, "a rank begins with a Hello"
+                self._hear(connection.hello.rank, message)  # type: ignore[arg-type]
 
     def _joined(self, connection: Connection, hello: Hello) -> None:
         if hello.incarnation != self.incarnation:
@@ -190,11 +207,12 @@ class Keeper(threading.Thread):
             return
         with self._lock:
             del self._ranks[hello.rank]
-        if self.ready.is_set() and self._stop_at is None:
+        guilty = self.ready.is_set()
+        if guilty and self._stop_at is None:
             logger.error("rank %d (pid %d) is gone: the group restarts", hello.rank, hello.pid)
         if self._stop_at is None:
             self.kill()  # first of all it is not ready: who waits for that must not miss the news
-        self.events.put(Gone(hello.rank))
+        self._hear(hello.rank, Gone(hello.rank, guilty))
 
     def _forget_all(self) -> None:
         self.ready.clear()
@@ -203,7 +221,7 @@ class Keeper(threading.Thread):
         for connection in connections:
             self._close(connection)
             if connection.hello:
-                self.events.put(Gone(connection.hello.rank))
+                self._hear(connection.hello.rank, Gone(connection.hello.rank, guilty=False))
 
     def _close(self, connection: Connection) -> None:
         with contextlib.suppress(KeyError, ValueError):

@@ -1,6 +1,7 @@
-"""choose_plan(): from the question and the model's shape to a plan. Pure; knows no GPU."""
+"""From the question and the model's shape to a plan. Pure; knows no GPU."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from math import ceil
 
 from jobs.catalog import ModelSpec
@@ -17,44 +18,74 @@ ULYSSES_GAIN, RING_GAIN = 0.9, 0.85
 CFG_GAIN = 1.96
 
 
-def choose_plan(
-    spec: ModelSpec, request: JobRequest, ranks: int, least_memory: bool = False
-) -> tuple[Plan, str]:
-    """The plan for a lane of `ranks` ranks, and the reason in a few words.
+@dataclass(frozen=True)
+class Choice:
+    """What a job could do with a lane of `width` ranks. duration: in times of one item on one."""
 
-    least_memory: an earlier attempt ran out of memory; take the fewest tokens a rank.
-    Raises: InvalidInput, where an explicit plan does not fit the lane.
+    width: int
+    plan: Plan
+    duration: float
+    reason: str
+
+
+def choices(
+    spec: ModelSpec, request: JobRequest, ranks: int, least_memory: bool = False
+) -> list[Choice]:
+    """One for each width of a lane in a group of `ranks` ranks that could run the job.
+
+    least_memory: an earlier attempt ran out of memory; all ranks, the fewest tokens on each.
+    Raises: InvalidInput, where an explicit plan does not fit the group.
     """
     if isinstance(request.parallel, Parallel):
-        if refusal := request.parallel.refused_by(ranks):
-            raise InvalidInput(refusal)
-        return Plan.of(request.parallel), "explicit"
+        return [_explicit(request, ranks)]
+    widths = [ranks] if least_memory else divisors(ranks)
+    return [choose(spec, request, width, least_memory) for width in widths]
+
+
+def _explicit(request: JobRequest, ranks: int) -> Choice:
+    assert isinstance(request.parallel, Parallel)
+    if refusal := request.parallel.refused_by(ranks):
+        raise InvalidInput(refusal)
+    plan = Plan.of(request.parallel)
+    width = next(w for w in divisors(ranks) if w >= plan.width and w % plan.replica_width == 0)
+    return Choice(width, plan, _duration(plan, len(items(request))), "explicit")
+
+
+def choose(spec: ModelSpec, request: JobRequest, ranks: int, least_memory: bool = False) -> Choice:
+    """The best plan for a lane of `ranks` ranks."""
     asked, count = request.input, len(items(request))
-    tokens = spec.shape.token_counts(asked.width, asked.height, asked.frames)
-    splits = [
-        Plan(ulysses=ulysses, ring=degree // ulysses)
-        for degree in divisors(ranks)
-        for ulysses in divisors(degree)
-        if spec.shape.refuses(ulysses, degree // ulysses, tokens) is None
-    ]
-    passes = (1, 2) if spec.guides(asked.guidance_scale) else (1,)
-    replicas = [
-        replace(split, cfg=cfg)
-        for cfg in passes
-        for split in splits
-        if ranks % (cfg * split.replica_width) == 0
-    ]
+    replicas = list(_replicas(spec, request, ranks))
     if least_memory:
-        best = max(replicas, key=lambda r: (r.ulysses * r.ring, r.ulysses, r.cfg))
-        return replace(best, data=min(ranks // best.replica_width, count)), "least memory"
-    if asked.frames == 1 and asked.width * asked.height <= SPLIT_ABOVE_PIXELS:
-        return Plan(data=min(ranks, count)), "small images are dealt whole"
+        replica = max(replicas, key=lambda r: (r.ulysses * r.ring, r.ulysses, r.cfg))
+        reason = "least memory"
+    elif asked.frames == 1 and asked.width * asked.height <= SPLIT_ABOVE_PIXELS:
+        replica, reason = Plan(), "small images are dealt whole"
+    else:
+        replica = min(replicas, key=lambda r: _duration(_dealt(r, ranks, count), count))
+        reason = f"shortest for {count} outputs"
+    plan = _dealt(replica, ranks, count)
+    return Choice(ranks, plan, _duration(plan, count), reason)
 
-    def duration(replica: Plan) -> float:
-        gain: float = CFG_GAIN ** (replica.cfg - 1)
-        gain *= replica.ulysses**ULYSSES_GAIN * replica.ring**RING_GAIN
-        return ceil(count / (ranks // replica.replica_width)) / gain
 
-    best = min(replicas, key=duration)
-    data = min(ranks // best.replica_width, count)
-    return replace(best, data=data), f"shortest for {count} outputs"
+def _replicas(spec: ModelSpec, request: JobRequest, ranks: int) -> Iterator[Plan]:
+    """Every way in which some of the ranks could compute one item."""
+    asked = request.input
+    tokens = spec.shape.token_counts(asked.width, asked.height, asked.frames)
+    for cfg in (1, 2) if spec.guides(asked.guidance_scale) else (1,):
+        for degree in divisors(ranks):
+            for ulysses in divisors(degree):
+                replica = Plan(cfg=cfg, ulysses=ulysses, ring=degree // ulysses)
+                if ranks % replica.replica_width == 0 and not spec.shape.refuses(
+                    replica.ulysses, replica.ring, tokens
+                ):
+                    yield replica
+
+
+def _dealt(replica: Plan, ranks: int, count: int) -> Plan:
+    return replace(replica, data=min(ranks // replica.replica_width, count))
+
+
+def _duration(plan: Plan, count: int) -> float:
+    gain: float = CFG_GAIN ** (plan.cfg - 1)
+    gain *= plan.ulysses**ULYSSES_GAIN * plan.ring**RING_GAIN
+    return ceil(count / plan.data) / gain

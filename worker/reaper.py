@@ -62,7 +62,7 @@ class Reaper(threading.Thread):
 
     def _wake(self) -> None:
         """Idle for two ticks while jobs wait: their hints are lost, and an hour is long to wait."""
-        idle = self._idle() and self._store.waiting(GPU_QUEUE, self._ranks)
+        idle = self._idle() and self._store.waiting(GPU_QUEUE, self._ranks) > 0
         if idle and self._idle_before:
             hint(self._app, "")
         self._idle_before = idle

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,13 +19,15 @@ from jobs.errors import (
     OutOfMemory,
     StoreUnavailable,
 )
-from jobs.queue import RUN, send_hint
+from jobs.queue import GPU_QUEUE, RUN, send_hint
 from jobs.record import Claim, JobState
-from jobs.request import items, stored_request
+from jobs.request import Item, items, stored_request
 from worker.fleet import Fleet
+from worker.lanes import Turn, choose_lane
 from worker.lease import CancelWished, Lease, persist
 from worker.meter import UPLOAD, Meter
-from worker.planner import choose_plan
+from worker.plan import Plan
+from worker.planner import choices
 from worker.protocol import Done, Ended, Progress
 from worker.publish import Published, Rendered, Spool, commit, published, upload
 from worker.retries import Again, decide
@@ -47,19 +50,19 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     fleet: Fleet = self.app.fleet
     if not fleet.group.wait_ready() or fleet.drain.begun:  # a lost hint is sent again
         return None
-    try:
-        claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
-    except StoreUnavailable as error:  # the reaper sends the hint again
-        logger.warning("no claim: %s", error)
+    turn = fleet.lanes.turn(lambda: fleet.drain.begun)
+    if turn is None:
         return None
-    if claim is None:
-        return None
-    logger.info("%s: attempt %d", claim.id, claim.attempt)
-    fleet.busy = True
-    try:
-        state = Attempt(self, fleet, claim).run()
-    finally:
-        fleet.busy = False
+    with turn:
+        try:
+            claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
+        except StoreUnavailable as error:  # the reaper sends the hint again
+            logger.warning("no claim: %s", error)
+            return None
+        if claim is None:
+            return None
+        logger.info("%s: attempt %d", claim.id, claim.attempt)
+        state = Attempt(self, fleet, claim, turn).run()
     logger.info("%s: %s", claim.id, state)
     if state is JobState.FAILED:
         raise JobFailed(claim.id)
@@ -69,8 +72,8 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
 class Attempt:
     """One attempt at one job, from the claim to its last word."""
 
-    def __init__(self, task: Task, fleet: Fleet, claim: Claim) -> None:
-        self._task, self._fleet, self._claim = task, fleet, claim
+    def __init__(self, task: Task, fleet: Fleet, claim: Claim, turn: Turn) -> None:
+        self._task, self._fleet, self._claim, self._turn = task, fleet, claim, turn
         self._lease = Lease(fleet.store, claim, fleet.drain)
         self._spool = Spool(fleet.settings.spool, claim)
         self._event_at = 0.0
@@ -108,6 +111,7 @@ class Attempt:
             if earlier:
                 return earlier
         rendered = self._spool.load() or self._render()
+        self._turn.end()  # to upload takes no rank
         self._tell({"value": UPLOAD, "stage": "upload"})
         began = time.monotonic()
         artifacts = self._lease.insist(lambda: upload(storage, claim, rendered))
@@ -125,15 +129,36 @@ class Attempt:
         if request.model not in fleet.catalog:
             raise InvalidInput(f"This worker's catalogue has no model {request.model!r}.")
         ran_out = any(error["code"] == OutOfMemory.code for error in claim.errors)
-        plan, reason = choose_plan(
-            fleet.catalog[request.model], request, fleet.group.size, least_memory=ran_out
-        )
-        about = {**asdict(plan), "width": plan.width, "reason": reason}
-        self._lease.planned(about)
-        work = items(request)
+        options = choices(fleet.catalog[request.model], request, fleet.group.size, ran_out)
+        choice, why = choose_lane(options, self._waiting(), fleet.lanes.free(), fleet.group.size)
+        with fleet.lanes.lane(choice.width, self._turn, self._wait_for_ranks) as lane:
+            about = {
+                **asdict(choice.plan),
+                "width": choice.plan.width,
+                "lane": list(lane),
+                "reason": f"{why}; {choice.reason}",
+            }
+            self._lease.planned(about)
+            return self._run(items(request), choice.plan, lane, about)
+
+    def _waiting(self) -> int:
+        """Other jobs that this group could run now; none, while nobody can tell."""
+        try:
+            return self._fleet.store.waiting(GPU_QUEUE, self._fleet.group.size)
+        except StoreUnavailable:
+            return 0
+
+    def _wait_for_ranks(self) -> None:
+        self._lease.renew()
+        self._lease.check()
+
+    def _run(
+        self, work: list[Item], plan: Plan, lane: Sequence[int], about: dict[str, Any]
+    ) -> Rendered:
+        fleet, claim = self._fleet, self._claim
         meter = Meter(work, plan.width)
         stream = fleet.group.run(
-            claim.id, claim.request, work, plan, self._spool.folder, self._lease.stop
+            claim.id, claim.request, work, plan, lane, self._spool.folder, self._lease.stop
         )
         with contextlib.closing(stream):
             for event in stream:

@@ -11,7 +11,7 @@ from jobs.parse import parse_request
 from jobs.request import items
 from worker.fleet import Fleet
 from worker.plan import divisors
-from worker.planner import choose_plan
+from worker.planner import choose
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,17 @@ def _run(fleet: Fleet, model: str, ranks: int) -> None:
     question = {"prompt": "warm", "seed": 0, "n": lanes, "num_inference_steps": STEPS}
     request, _ = parse_request({"model": model, "input": question}, fleet.catalog)
     one = request.model_copy(update={"input": request.input.model_copy(update={"n": 1})})
-    plan, _ = choose_plan(fleet.catalog[model], one, ranks)
+    plan = choose(fleet.catalog[model], one, ranks).plan
     plan = replace(plan, data=fleet.group.size // plan.replica_width)
     folder = fleet.settings.spool / f"warm-{model}"
     stream = fleet.group.run(
-        f"warm-{model}", request.model_dump_json(), items(request), plan, folder, threading.Event()
+        f"warm-{model}",
+        request.model_dump_json(),
+        items(request),
+        plan,
+        range(fleet.group.size),
+        folder,
+        threading.Event(),
     )
     try:
         for _event in stream:

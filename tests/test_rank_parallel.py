@@ -1,0 +1,42 @@
+"""Every plan of every pipeline draws what plain diffusers draws, on two and on four ranks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+SWITCHES = {2: 30, 4: 100}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def lines(request: pytest.FixtureRequest, models_dir: Path) -> list[dict[str, Any]]:
+    ranks: int = request.param
+    launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={ranks}")
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.fixtures.every_plan", str(models_dir)]
+        + [str(SWITCHES[ranks])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_latents_are_bit_equal_and_pictures_differ_by_rounding_alone(
+    lines: list[dict[str, Any]],
+) -> None:
+    plans = [line for line in lines if "plan" in line]
+    assert len(plans) > 6
+    for line in plans:
+        assert line["latents"] == 0, line
+        assert line["picture"] < 0.5 + 255e-4, line  # of 255: half a step, and 1e-4 of rounding
+
+
+def test_switching_plans_changes_nothing(lines: list[dict[str, Any]]) -> None:
+    assert lines[-1]["changed"] == 0 and lines[-1]["switches"] in SWITCHES.values()

@@ -1,0 +1,108 @@
+"""A real group of four ranks on gloo: several jobs at once, each on its lane."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.catalog import Catalog
+from jobs.errors import Interrupted, RankDied
+from jobs.settings import Settings
+from tests.fixtures.bench import Bench, rank_pids, ready
+from worker.group import Event, Group
+from worker.plan import Plan
+from worker.protocol import Ended, Progress
+
+LEFT, RIGHT = (0, 1), (2, 3)
+
+
+@pytest.fixture(scope="module")
+def group(rank_settings: Settings) -> Iterator[Group]:
+    group = Group(4, rank_settings)
+    group.start()
+    yield group
+    group.stop()
+
+
+@pytest.fixture
+def pair(group: Group, catalog: Catalog, tmp_path: Path) -> tuple[Bench, Bench]:
+    return Bench(group, catalog, tmp_path / "left"), Bench(group, catalog, tmp_path / "right")
+
+
+class Aside(threading.Thread):
+    """A run in a thread of its own; what it answered or raised."""
+
+    def __init__(self, bench: Bench, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self._call = lambda: bench.run(*args, **kwargs)
+        self.answer: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.answer = self._call()
+        except Exception as error:
+            self.answer = error
+
+
+def test_two_lanes_at_once_change_nothing(pair: tuple[Bench, Bench]) -> None:
+    left, right = pair
+    video = left.run("tiny-video", Plan(), lane=(0,), prompt=["a", "b"], seed=1)
+    image = left.run("tiny-image", Plan(), lane=(0,), prompt=["c", "d", "e"], seed=2)
+    for plan in (Plan(ulysses=2), Plan(cfg=2), Plan(ring=2), Plan(data=2)):
+        beside = Plan(ulysses=2) if plan.data == 1 else Plan(data=2)
+        other = Aside(right, "tiny-image", beside, lane=RIGHT, prompt=["c", "d", "e"], seed=2)
+        assert left.run("tiny-video", plan, lane=LEFT, prompt=["a", "b"], seed=1) == video
+        other.join()
+        assert other.answer == image
+        assert {e.rank for e in right.events if isinstance(e, Progress)} <= set(RIGHT)
+
+
+def test_a_cancel_stops_its_own_lane_only(pair: tuple[Bench, Bench]) -> None:
+    left, right = pair
+    other = Aside(right, "counts", Plan(ulysses=2), lane=RIGHT, num_inference_steps=40)
+
+    def on_event(event: Event) -> None:
+        if left.step(3)(event):
+            left.cancel.set()
+
+    left.run("counts", Plan(ulysses=2), on_event, lane=LEFT, num_inference_steps=100)
+    assert left.events[-1] == Ended(canceled=True)
+    other.join()
+    assert len(other.answer) == 1 and right.events[-1] == Ended(canceled=False)
+
+
+def test_a_rank_that_dies_costs_the_other_lane_no_try(pair: tuple[Bench, Bench]) -> None:
+    left, right = pair
+    other = Aside(right, "counts", Plan(ulysses=2), lane=RIGHT, num_inference_steps=100)
+    killed: list[int] = []
+
+    def on_event(event: Event) -> None:
+        if left.step(3)(event) and not killed:
+            killed.append(rank_pids(left.group)[1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(RankDied, match="Rank 1"):
+        left.run("counts", Plan(ulysses=2), on_event, lane=LEFT, num_inference_steps=100)
+    other.join()
+    assert isinstance(other.answer, Interrupted), "not counted: worker/retries.py"
+    ready(left.group)
+    assert len(right.run("tiny-image", Plan(ulysses=2), lane=RIGHT)) == 1
+
+
+def test_a_rank_that_dies_idle_costs_nobody_a_try(pair: tuple[Bench, Bench]) -> None:
+    left, _ = pair
+    killed: list[int] = []
+
+    def on_event(event: Event) -> None:
+        if left.step(3)(event) and not killed:
+            killed.append(rank_pids(left.group)[3])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(Interrupted):
+        left.run("counts", Plan(ulysses=2), on_event, lane=LEFT, num_inference_steps=100)
+    ready(left.group)
