@@ -6,6 +6,7 @@ from typing import Any
 from flask import url_for
 
 from api.services import services
+from jobs.images import shown
 from jobs.record import Artifact, Attempt, Job, JobState
 
 
@@ -15,7 +16,7 @@ def job_answer(job: Job) -> dict[str, Any]:
         "object": "job",
         "status": job.status,
         "seq": job.seq,
-        **job.request,
+        **_asked(job.request),
         "warnings": job.warnings,
         "attempt": len(job.attempts),
         "attempts": [_attempt(a) for a in job.attempts],
@@ -35,6 +36,12 @@ def job_answer(job: Job) -> dict[str, Any]:
             "cancel": url_for("jobs.cancel", id=job.id, _external=True),
         },
     }
+
+
+def _asked(request: dict[str, Any]) -> dict[str, Any]:
+    """The request without the bytes of its pictures."""
+    pictures = {k: shown(v) for k, v in request["input"].items() if k in ("image", "mask")}
+    return {**request, "input": {**request["input"], **pictures}}
 
 
 def _time(seconds: float | None) -> str | None:

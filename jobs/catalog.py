@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import SettingsError
 
-Task = Literal["text-to-image", "text-to-video"]
+Task = Literal["text-to-image", "text-to-video", "image-to-image", "inpaint", "image-to-video"]
+Guidance = Literal["none", "two-pass", "batched"]
 
 
 class _Frozen(BaseModel):
@@ -36,7 +37,8 @@ class Shape(_Frozen):
     heads: int | None = Field(None, gt=0)  # None: its tokens can't be split over ranks (U-Nets)
     spatial: int = Field(16, gt=0)  # pixels of a side per token: VAE scale x patch
     temporal: int = Field(4, gt=0)  # frames per latent frame
-    text_tokens: int | None = None  # set where the text is split over ranks too (Flux)
+    text_tokens: int | None = None  # set where the text is split over ranks too (Flux, LTX)
+    joint: bool = True  # such text is in one sequence with the picture (Flux), not beside it (LTX)
 
     def refuses(self, ulysses: int, ring: int, counts: tuple[int, ...]) -> str | None:
         """Why a sequence over ulysses x ring ranks can't run, as a sentence; None if it can."""
@@ -66,8 +68,9 @@ class Shape(_Frozen):
 class ModelSpec(_Frozen):
     """weights: a hub id ("org/name"), a folder ("/…"), a folder of FLEET_MODELS_DIR ("./…"), or one
     that comes with the worker ("shipped:…"). adapter: a module with load() and run() in place of
-    the tasks' own. two_passes: guidance is a pass with the prompt and a pass without, which the
-    pipeline names in cache_context(). compiled: on a GPU the denoiser's repeated block is
+    the tasks' own. guidance: whether a step has a pass with the prompt and one without, which
+    the ranks of a replica may share: "two-pass", named by the pipeline in cache_context(), or
+    "batched", as the halves of one batch. compiled: on a GPU the denoiser's repeated block is
     compiled, which costs each plan and size some 10 s once."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -77,7 +80,7 @@ class ModelSpec(_Frozen):
     owned_by: str = "unknown"
     adapter: str | None = None
     negative_prompt: bool = True
-    two_passes: bool = False
+    guidance: Guidance = "none"
     compiled: bool = False
     shape: Shape
     limits: Limits = Limits()
@@ -92,8 +95,8 @@ class ModelSpec(_Frozen):
         return self.weights
 
     def guides(self, guidance_scale: float) -> bool:
-        """Whether each step takes two passes, which the ranks of a replica may share."""
-        return self.two_passes and guidance_scale > 1
+        """Whether each step has two passes, which the ranks of a replica may share."""
+        return self.guidance != "none" and guidance_scale > 1
 
 
 Catalog = Mapping[str, ModelSpec]

@@ -4,11 +4,13 @@ diffusers."""
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from jobs.catalog import ModelSpec, Task
+from jobs.images import checked
 
 Prompt = Annotated[str, Field(min_length=1)]
+Picture = Annotated[str, AfterValidator(checked)]
 Metadata = Annotated[dict[str, str | int | float | bool | None], Field(max_length=50)]
 
 
@@ -64,6 +66,25 @@ class VideoInput(_Input):
         return self.num_frames
 
 
+class FromImage(ImageInput):
+    """image: fitted to width x height. strength: how much of it is drawn anew."""
+
+    image: Picture
+    strength: float = Field(1.0, gt=0, le=1)
+
+
+class FromMaskedImage(FromImage):
+    """mask: white where something new is to be drawn."""
+
+    mask: Picture
+
+
+class VideoFromImage(VideoInput):
+    """image: the first frame."""
+
+    image: Picture
+
+
 class ImageOutput(_Part):
     format: Literal["png", "webp"] = "png"
 
@@ -101,10 +122,31 @@ class TextToVideo(_Request):
     output: VideoOutput = VideoOutput()
 
 
-JobRequest = TextToImage | TextToVideo
-REQUESTS: dict[Task, type[TextToImage] | type[TextToVideo]] = {
+class ImageToImage(_Request):
+    task: Literal["image-to-image"]
+    input: FromImage
+    output: ImageOutput = ImageOutput()
+
+
+class Inpaint(_Request):
+    task: Literal["inpaint"]
+    input: FromMaskedImage
+    output: ImageOutput = ImageOutput()
+
+
+class ImageToVideo(_Request):
+    task: Literal["image-to-video"]
+    input: VideoFromImage
+    output: VideoOutput = VideoOutput()
+
+
+JobRequest = TextToImage | TextToVideo | ImageToImage | Inpaint | ImageToVideo
+REQUESTS: dict[Task, type[JobRequest]] = {
     "text-to-image": TextToImage,
     "text-to-video": TextToVideo,
+    "image-to-image": ImageToImage,
+    "inpaint": Inpaint,
+    "image-to-video": ImageToVideo,
 }
 _STORED: TypeAdapter[JobRequest] = TypeAdapter(Annotated[JobRequest, Field(discriminator="task")])
 

@@ -38,7 +38,7 @@ class Settings:
     start_timeout_s: float = 300
     drain_s: float = 600
     max_wait_s: int = 60  # cap of `Prefer: wait`
-    max_body_bytes: int = 1_000_000
+    max_body_bytes: int = 20_000_000
 
     @property
     def spool(self) -> Path:

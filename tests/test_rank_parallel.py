@@ -17,9 +17,9 @@ SWITCHES = {2: 30, 4: 100}
 def lines(request: pytest.FixtureRequest, models_dir: Path) -> list[dict[str, Any]]:
     ranks: int = request.param
     launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={ranks}")
+    script = ("-m", "tests.fixtures.every_plan", str(models_dir), str(SWITCHES[ranks]))
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.fixtures.every_plan", str(models_dir)]
-        + [str(SWITCHES[ranks])],
+        [sys.executable, *launcher, *script],
         cwd=ROOT,
         capture_output=True,
         text=True,

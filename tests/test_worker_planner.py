@@ -84,7 +84,7 @@ def test_only_a_model_with_two_named_passes_has_them_shared() -> None:
     spec = CATALOG["wan2.1-t2v-1.3b"]
     request, _ = parse_request({"model": spec.id, "input": {"prompt": "x"}}, CATALOG)
     assert choose(spec, request, 2).plan == Plan(cfg=2)
-    doubled = spec.model_copy(update={"two_passes": False})
+    doubled = spec.model_copy(update={"guidance": "none"})
     assert choose(doubled, request, 2).plan == Plan(ulysses=2)
 
 

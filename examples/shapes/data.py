@@ -23,7 +23,8 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "heart")
-SIZES = {"small": 13, "medium": 20, "large": 28}  # pixels from the centre to the rim
+HARD = ("star", "cross")
+SIZES = {"small": 16, "medium": 22, "large": 28}  # pixels from the centre to the rim
 # Each motion and the ways to ask for it.
 MOTIONS = {
     "left": ("moving left", "moving to the left", "going left", "sliding to the left"),
@@ -87,10 +88,10 @@ class Scene:
 
 
 def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
-    """A scene of the training set, or of the other one."""
+    """A scene of the training set, which has more of what is hard to draw, or of the other one."""
     while True:
         scene = Scene(
-            rng.choice(SHAPES),
+            rng.choice(SHAPES if held_out else SHAPES + HARD),
             rng.choice(list(COLOURS)),
             rng.choice(list(COLOURS)),
             rng.choice(list(MOTIONS)),

@@ -3,6 +3,7 @@
 The silhouettes are drawn here anew, not taken from the generator: the two must agree.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ PALETTE = np.array(list(COLOURS.values()), float)
 
 @dataclass(frozen=True)
 class Seen:
-    """A None was not to be told, or not the same all along. motion: None for a picture too."""
+    """A None was not to be told. motion: None for a picture too."""
 
     colour: str | None
     background: str | None
@@ -29,7 +30,8 @@ class Seen:
 
 
 def detect(frames: np.ndarray) -> Seen:
-    """frames: uint8 [F, H, W, 3]. Colours and shape must be the same in each of five frames."""
+    """frames: uint8 [F, H, W, 3]. Colours must be the same in each of five frames, the shape in
+    most of them: an outline that wobbles in one frame is still seen as what it is."""
     pixels = frames.astype(float)
     rim = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
     grounds = np.median(rim, axis=1)
@@ -40,13 +42,18 @@ def detect(frames: np.ndarray) -> Seen:
     if contrast.max() < 25 or min(m.sum() for m in masks) < 20:
         return Seen(None, background, None, None)
     colour = _agreed(_colour(pixels[i][_inner(masks[i])]) for i in few)
-    shape = _agreed(_shape(masks[i]) for i in few)
+    shape = _most([_shape(masks[i]) for i in few])
     return Seen(colour, background, shape, _motion(masks) if len(masks) > 1 else None)
 
 
 def _agreed(answers: Iterable[str | None]) -> str | None:
     different = set(answers)
     return different.pop() if len(different) == 1 else None
+
+
+def _most(answers: list[str | None]) -> str | None:
+    best, count = Counter(answers).most_common(1)[0]
+    return best if 2 * count > len(answers) else None
 
 
 def _colour(pixels: np.ndarray) -> str | None:

@@ -169,6 +169,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=14000, help="of the transformer")
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--clips", type=int, default=50_000, help="that each rank learns from")
+    parser.add_argument("--lr", type=float, default=1e-3, help="at one rank, at its highest")
+    parser.add_argument("--begin", type=Path, help="with the weights of this pipeline, not anew")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds, in place of steps")
     parser.add_argument("--seconds", type=float, default=math.inf, help="then stop; call again")
     parser.add_argument("--sketch", action="store_true", help="a VAE of three steps, to try it out")
@@ -185,7 +187,9 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
         dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    pipeline = fresh()
+    pipeline = (
+        WanPipeline.from_pretrained(asked.begin, dtype=torch.float32) if asked.begin else fresh()
+    )
     pipeline.to(device)
     vae = asked.folder / "vae"
     if vae.exists():
@@ -201,7 +205,7 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
     file = asked.folder / f"latents-{RANK}.pt"
     scenes, latents = make_latents(pipeline, file, asked.clips, device)
     modules = [pipeline.text_encoder, pipeline.transformer]
-    lr = 1e-3 * math.sqrt(WORLD)  # the batch grows with the ranks
+    lr = asked.lr * math.sqrt(WORLD)  # the batch grows with the ranks
     training = Training(asked.folder / "transformer.pt", modules, asked.steps, lr, 0.9995)
     training.limit(until, asked.budget)
     finished = train_transformer(pipeline, training, scenes, latents, asked.batch)

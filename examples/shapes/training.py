@@ -57,8 +57,8 @@ class Training:
             self._average = state["average"]
 
     def limit(self, until: float = math.inf, budget_s: float = math.inf) -> None:
-        """until: when this call stops, by time.monotonic(). budget_s: seconds of all calls together,
-        which end the training, and the fall of its learning rate, before its steps are done."""
+        """until: when this call stops, by time.monotonic(). budget_s: seconds of all calls, which
+        end the training, and the fall of its learning rate, before its steps are done."""
         self._until, self._budget_s = until, budget_s
 
     def run(self, loss_of: Callable[[int], torch.Tensor]) -> bool:

@@ -12,7 +12,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
-from jobs.request import JobRequest, TextToVideo
+from jobs.request import JobRequest, VideoInput
 
 # x264's bytes depend on it: a fixed number gives the same ones on every machine.
 THREADS = 16
@@ -27,7 +27,7 @@ class File:
     def __init__(self, request: JobRequest, index: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / f"{index}.{request.output.format}"
-        self._fps = request.input.fps if isinstance(request, TextToVideo) else None
+        self._fps = request.input.fps if isinstance(request.input, VideoInput) else None
         self._type = "image" if self._fps is None else "video"
         self._frames, self._shape = 0, (0, 0)
         self._video: _Video | None = None

@@ -64,7 +64,8 @@ class Parallelism:
         for denoiser in denoisers(pipeline):
             # Guidance lies around what the sequence hooks into: off before that changes, on after.
             self._guidance.remove(denoiser)
-            text_tokens = getattr(pipeline, "text_tokens", 0)
+            shape = pipeline.spec.shape
+            text_tokens = shape.text_tokens if shape.joint and shape.text_tokens else 0
             self._sequence.apply(denoiser, plan.ulysses, plan.ring, text_tokens)
             if plan.cfg > 1:
                 self._guidance.apply(denoiser, plan.ulysses * plan.ring)

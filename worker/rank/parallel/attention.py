@@ -32,14 +32,15 @@ def split_attention(
     """In place of diffusers' templated context-parallel attention, without gradients.
 
     query, key, value: this rank's tokens, [B, S, H, D]; so is the answer. attn_mask: of this rank's
-    keys, [..., S], or of all. Keys and values are put into the order of one GPU, so that a softmax
-    adds up in the same order.
+    keys, [..., S], or of all; [B, H, ...] may differ by head.
+    Keys and values are put into the order of one GPU, so that a softmax adds up in the same order.
     """
     config = _parallel_config.context_parallel_config
     ulysses, ring = config.ulysses_degree, config.ring_degree
     if attn_mask is not None and attn_mask.shape[-1] == key.shape[1]:
-        group = config._flattened_mesh.get_group()
-        attn_mask = _gathered(attn_mask, -1, group)
+        attn_mask = _gathered(attn_mask, -1, config._flattened_mesh.get_group())
+    if attn_mask is not None and attn_mask.dim() == 4 and attn_mask.shape[1] == query.shape[2]:
+        attn_mask = attn_mask.chunk(ulysses, 1)[config._ulysses_local_rank]
     if ulysses > 1:
         parts = _tokens_for_heads([query, key, value], ulysses, config._ulysses_mesh.get_group())
     else:

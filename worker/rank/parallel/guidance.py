@@ -1,11 +1,12 @@
 """Classifier-free guidance shared by the halves of a replica: a pass with the prompt, one without.
 
-For pipelines that, like WanPipeline, call their transformer inside cache_context("cond"), then
-inside cache_context("uncond"), and read nothing in between.
+Some pipelines, like WanPipeline, call their transformer inside cache_context("cond"), then inside
+cache_context("uncond"), and read nothing in between. Others, like SDXL's, call it once with a batch
+of both.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -54,7 +55,8 @@ class _SplitPasses:
         self._pass: str | None = None
         self._first: torch.Tensor | None = None
         self._hook = transformer.__dict__.get("forward")
-        self._forward, self._cache_context = transformer.forward, transformer.cache_context
+        self._forward = transformer.forward
+        self._cache_context = getattr(transformer, "cache_context", contextlib.nullcontext)
         transformer.forward, transformer.cache_context = self._split, self._named
 
     def undo(self) -> None:
@@ -72,19 +74,32 @@ class _SplitPasses:
         finally:
             self._pass = None
 
-    def _split(self, hidden_states: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor]:
-        """hidden_states: [B, C, F, H, W]; answers as with return_dict=False.
+    def _split(self, sample: torch.Tensor | None = None, *args: Any, **inputs: Any) -> Any:
+        """sample: [B, C, ...], or [2 B, ...] where both passes are one batch, whatever its name.
+        Answers as with return_dict=False.
 
         Raises: InvalidInput, where the pipeline's guidance is no two passes that this can share.
         """
-        if self._pass not in PASSES or hidden_states.dim() != 5:
+        inputs["return_dict"] = False
+        if sample is None:
+            sample = inputs.pop("hidden_states")
+        if self._pass in PASSES:
+            return self._one_pass(sample, *args, **inputs)
+        if len(sample) % 2:
             name = type(self._transformer).__name__
             raise InvalidInput(f"The guidance of {name} can't be shared here; use cfg=1.")
+        half = _half_of(len(sample), PASSES.index(self._mine))
+        mine = self._forward(half(sample), *map(half, args), **half(inputs))[0].contiguous()
+        halves = [torch.empty_like(mine), torch.empty_like(mine)]
+        dist.all_gather(halves, mine, group=self._pair)
+        return (torch.cat(halves),)
+
+    def _one_pass(self, sample: torch.Tensor, *args: Any, **inputs: Any) -> tuple[torch.Tensor]:
         mine = None
         if self._pass == self._mine:
-            mine = self._forward(hidden_states, **{**inputs, "return_dict": False})[0].contiguous()
+            mine = self._forward(sample, *args, **inputs)[0].contiguous()
         if self._pass == PASSES[0]:
-            self._first = self._like_output(hidden_states) if mine is None else mine
+            self._first = self._like_output(sample) if mine is None else mine
             return (self._first,)
         assert self._first is not None, "the pass without the prompt came first"
         first, self._first = self._first, None
@@ -93,7 +108,22 @@ class _SplitPasses:
         first.copy_(swapped[0])
         return (swapped[1],)
 
-    def _like_output(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def _like_output(self, sample: torch.Tensor) -> torch.Tensor:
         """The transformer may see more channels (a condition) than it answers."""
-        batch, _, *place = hidden_states.shape
-        return hidden_states.new_empty(batch, self._transformer.config.out_channels, *place)
+        if sample.dim() == 3:  # packed tokens
+            return sample.new_empty(*sample.shape[:2], self._transformer.proj_out.out_features)
+        batch, _, *place = sample.shape
+        return sample.new_empty(batch, self._transformer.config.out_channels, *place)
+
+
+def _half_of(batch: int, index: int) -> Callable[[Any], Any]:
+    """Takes the half of whatever has the batch as its first dimension, also inside dicts."""
+
+    def half(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: half(inner) for name, inner in value.items()}
+        if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
+            return value.chunk(2)[index]
+        return value
+
+    return half

@@ -49,9 +49,9 @@ class SequenceParallel:
         wanted = self._configs.get((ulysses, ring))
         if wanted is not None:
             wanted.text_tokens = text_tokens
-        if transformer._parallel_config is wanted:
+        if getattr(transformer, "_parallel_config", None) is wanted:
             return
-        if wanted is not None and transformer._cp_plan is None:
+        if wanted is not None and getattr(transformer, "_cp_plan", None) is None:
             name = type(transformer).__name__
             raise InvalidInput(f"{name} has no sequence-parallel plan; use ulysses=1, ring=1.")
         if transformer._parallel_config is not None:

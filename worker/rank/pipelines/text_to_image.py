@@ -15,7 +15,7 @@ def load(spec: ModelSpec, source: str, device: torch.device) -> FluxPipeline:
     pipeline = FluxPipeline.from_pretrained(
         source, dtype=getattr(torch, spec.dtype), use_safetensors=True
     )
-    pipeline.text_tokens = spec.shape.text_tokens or 512
+    pipeline.spec = spec
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -25,7 +25,9 @@ def run(
 ) -> Iterator[np.ndarray]:
     asked = request.input
     with progress.stage("text_encode"):
-        embeds, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=pipeline.text_tokens)
+        embeds, pooled, _ = pipeline.encode_prompt(
+            prompt, max_sequence_length=pipeline.spec.shape.text_tokens or 512
+        )
     with progress.denoise(asked.num_inference_steps) as on_step_end:
         latents = pipeline(
             prompt_embeds=embeds,

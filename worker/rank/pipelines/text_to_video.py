@@ -20,6 +20,7 @@ def load(spec: ModelSpec, source: str, device: torch.device) -> WanPipeline:
     pipeline = WanPipeline.from_pretrained(
         source, vae=vae, dtype=getattr(torch, spec.dtype), use_safetensors=True
     )
+    pipeline.spec = spec
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -53,10 +54,10 @@ def run(
             output_type="latent",
             callback_on_step_end=on_step_end,
         ).frames
-    yield from _pictures(pipeline, latents, progress)
+    yield from pictures(pipeline, latents, progress)
 
 
-def _pictures(
+def pictures(
     pipeline: WanPipeline, latents: torch.Tensor, progress: ItemProgress
 ) -> Iterator[np.ndarray]:
     """latents: [1, C, F, H, W]. Pictures [f, H, W, 3] as they are ready, on the lead."""
@@ -68,6 +69,6 @@ def _pictures(
     replica = progress.replica
     with progress.decode(spread=True):
         latents = latents.to(vae.dtype) * std + mean
-        for pictures in decode(vae, latents, replica.stripes, replica.tensors):
+        for frames in decode(vae, latents, replica.stripes, replica.tensors):
             if progress.lead:
-                yield pictures.permute(0, 2, 3, 1).cpu().numpy()
+                yield frames.permute(0, 2, 3, 1).cpu().numpy()

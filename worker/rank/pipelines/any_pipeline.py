@@ -1,0 +1,79 @@
+"""Any diffusers pipeline that takes a prompt: it is called as its documentation does, whole.
+
+The repository says which class it is; what the class does not take is not given to it. Every rank
+of a replica decodes what all of them have denoised: for pictures that costs nothing but watts.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from jobs.catalog import ModelSpec
+from jobs.images import picture
+from jobs.request import JobRequest
+from worker.rank.progress import ItemProgress
+
+
+def load(spec: ModelSpec, source: str, device: torch.device) -> DiffusionPipeline:
+    pipeline = DiffusionPipeline.from_pretrained(
+        source, dtype=getattr(torch, spec.dtype), use_safetensors=True
+    )
+    pipeline.spec = spec
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def run(
+    pipeline: DiffusionPipeline,
+    request: JobRequest,
+    prompt: str,
+    seed: int,
+    progress: ItemProgress,
+) -> Iterator[np.ndarray]:
+    asked = request.input
+    strength = getattr(asked, "strength", 1.0)
+    steps = max(1, min(asked.num_inference_steps, int(asked.num_inference_steps * strength)))
+    with progress.denoise(steps) as on_step_end:
+        drawn = pipeline(
+            prompt=prompt,
+            **_taken(pipeline, request),
+            # On the CPU, so that every rank of a replica, and every kind of GPU, draws the same.
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            callback_on_step_end=on_step_end,
+        )
+    with progress.decode() as here:
+        if here:
+            frames = np.asarray(drawn[0])
+            frames = frames[0] if frames.ndim == 5 else frames
+            yield (frames * 255).round().astype(np.uint8)
+
+
+def _taken(pipeline: DiffusionPipeline, request: JobRequest) -> dict[str, Any]:
+    """What was asked for, by the names of this pipeline's __call__."""
+    asked, taken = request.input, inspect.signature(pipeline.__call__).parameters
+    size = (asked.width, asked.height)
+    values: dict[str, Any] = {
+        "negative_prompt": asked.negative_prompt,
+        "height": asked.height,
+        "width": asked.width,
+        "num_inference_steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+        "num_frames": asked.frames,
+        "frame_rate": getattr(asked, "fps", None),
+        "strength": getattr(asked, "strength", None),
+        "max_sequence_length": pipeline.spec.shape.text_tokens,
+    }
+    if pipeline.spec.guidance == "two-pass" and "true_cfg_scale" in taken:
+        # These take a distilled guidance besides, and no second pass without a negative prompt.
+        values["true_cfg_scale"] = values.pop("guidance_scale")
+        values["negative_prompt"] = asked.negative_prompt or " "
+    if (image := getattr(asked, "image", None)) is not None:
+        values["image"] = picture(image).convert("RGB").resize(size)
+    if (mask := getattr(asked, "mask", None)) is not None:
+        values["mask_image"] = picture(mask).convert("L").resize(size)
+    return {k: v for k, v in values.items() if k in taken and v is not None}
