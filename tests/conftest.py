@@ -94,7 +94,7 @@ def store(valkey: Server) -> JobStore:
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    subprocess.run([PYTHON, "-m", "tests.fixtures.tiny", str(folder)], check=True, cwd=ROOT)
+    subprocess.run([PYTHON, "-m", "tests.fixtures.tiny_more", str(folder)], check=True, cwd=ROOT)
     for name in FAULTY:
         (folder / name).mkdir()
     return folder

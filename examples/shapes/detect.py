@@ -3,7 +3,6 @@
 The silhouettes are drawn here anew, not taken from the generator: the two must agree.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ class Seen:
 
 def detect(frames: np.ndarray) -> Seen:
     """frames: uint8 [F, H, W, 3]. Colours must be the same in each of five frames, the shape in
-    most of them: an outline that wobbles in one frame is still seen as what it is."""
+    most of them, and no other shape in any: an outline may be indistinct here and there."""
     pixels = frames.astype(float)
     rim = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
     grounds = np.median(rim, axis=1)
@@ -52,8 +51,8 @@ def _agreed(answers: Iterable[str | None]) -> str | None:
 
 
 def _most(answers: list[str | None]) -> str | None:
-    best, count = Counter(answers).most_common(1)[0]
-    return best if 2 * count > len(answers) else None
+    distinct = [answer for answer in answers if answer is not None]
+    return _agreed(distinct) if 2 * len(distinct) > len(answers) else None
 
 
 def _colour(pixels: np.ndarray) -> str | None:

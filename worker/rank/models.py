@@ -4,6 +4,7 @@ import gc
 import importlib
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from worker.rank.pipelines import PIPELINES
 logger = logging.getLogger(__name__)
 
 KEEP = 2
+Loader = Callable[..., Any]
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -33,15 +35,15 @@ def compile_blocks(pipeline: Any) -> None:
 class Models:
     def __init__(self, catalog: Catalog, models_dir: Path, device: torch.device) -> None:
         self._catalog, self._models_dir, self._device = catalog, models_dir, device
-        self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, Loader], Any] = OrderedDict()
 
     def adapter(self, model: str, task: str) -> ModuleType:
         """The module whose load() and run() serve this task of this model."""
-        return importlib.import_module(self._adapter(model, task))
+        return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
 
     def get(self, model: str, task: str) -> Any:
         """The pipeline, from memory or loaded. Raises: ModelLoadFailed."""
-        key = model, self._adapter(model, task)
+        key = model, self.adapter(model, task).load  # tasks that load alike share a pipeline
         if key not in self._loaded:
             while len(self._loaded) >= KEEP:
                 self._evict()
@@ -65,9 +67,6 @@ class Models:
             return self._load(self._spec(model), task)
         except torch.OutOfMemoryError:
             return None
-
-    def _adapter(self, model: str, task: str) -> str:
-        return self._spec(model).adapter or PIPELINES[task]
 
     def _spec(self, model: str) -> ModelSpec:
         if model not in self._catalog:
@@ -94,7 +93,7 @@ class Models:
             ) from None
 
     def _evict(self) -> None:
-        (model, _adapter), _ = self._loaded.popitem(last=False)
+        (model, _load), _ = self._loaded.popitem(last=False)
         logger.info("evicted %s", model)
         gc.collect()  # a pipeline holds itself in cycles
         if self._device.type == "cuda":

@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    DiffusionPipeline,
+)
 
 from jobs.catalog import ModelSpec
 from jobs.images import picture
 from jobs.request import JobRequest
 from worker.rank.progress import ItemProgress
+
+TASKS = {"image-to-image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
 
 def load(spec: ModelSpec, source: str, device: torch.device) -> DiffusionPipeline:
@@ -34,13 +40,14 @@ def run(
     seed: int,
     progress: ItemProgress,
 ) -> Iterator[np.ndarray]:
+    called = _for_task(pipeline, request.task)
     asked = request.input
     strength = getattr(asked, "strength", 1.0)
     steps = max(1, min(asked.num_inference_steps, int(asked.num_inference_steps * strength)))
     with progress.denoise(steps) as on_step_end:
-        drawn = pipeline(
+        drawn = called(
             prompt=prompt,
-            **_taken(pipeline, request),
+            **_taken(called, pipeline.spec, request),
             # On the CPU, so that every rank of a replica, and every kind of GPU, draws the same.
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
@@ -53,7 +60,13 @@ def run(
             yield (frames * 255).round().astype(np.uint8)
 
 
-def _taken(pipeline: DiffusionPipeline, request: JobRequest) -> dict[str, Any]:
+def _for_task(pipeline: DiffusionPipeline, task: str) -> DiffusionPipeline:
+    """The same components in the class for this task, where the repository names another."""
+    takes_image = "image" in inspect.signature(pipeline.__call__).parameters
+    return pipeline if takes_image or task not in TASKS else TASKS[task].from_pipe(pipeline)
+
+
+def _taken(pipeline: DiffusionPipeline, spec: ModelSpec, request: JobRequest) -> dict[str, Any]:
     """What was asked for, by the names of this pipeline's __call__."""
     asked, taken = request.input, inspect.signature(pipeline.__call__).parameters
     size = (asked.width, asked.height)
@@ -66,9 +79,9 @@ def _taken(pipeline: DiffusionPipeline, request: JobRequest) -> dict[str, Any]:
         "num_frames": asked.frames,
         "frame_rate": getattr(asked, "fps", None),
         "strength": getattr(asked, "strength", None),
-        "max_sequence_length": pipeline.spec.shape.text_tokens,
+        "max_sequence_length": spec.shape.text_tokens,
     }
-    if pipeline.spec.guidance == "two-pass" and "true_cfg_scale" in taken:
+    if spec.guidance == "two-pass" and "true_cfg_scale" in taken:
         # These take a distilled guidance besides, and no second pass without a negative prompt.
         values["true_cfg_scale"] = values.pop("guidance_scale")
         values["negative_prompt"] = asked.negative_prompt or " "

@@ -6,18 +6,11 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 
-from jobs.catalog import ModelSpec
 from jobs.request import TextToImage
+from worker.rank.pipelines.any_pipeline import load
 from worker.rank.progress import ItemProgress
 
-
-def load(spec: ModelSpec, source: str, device: torch.device) -> FluxPipeline:
-    pipeline = FluxPipeline.from_pretrained(
-        source, dtype=getattr(torch, spec.dtype), use_safetensors=True
-    )
-    pipeline.spec = spec
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+__all__ = ["load", "run"]
 
 
 def run(
