@@ -37,6 +37,7 @@ class Settings:
     stage_timeout_s: float = 600
     start_timeout_s: float = 300
     drain_s: float = 600
+    debug: bool = False  # ranks compare their latents at every step
     max_wait_s: int = 60  # cap of `Prefer: wait`
     max_body_bytes: int = 20_000_000
 
@@ -91,6 +92,12 @@ def _word(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return text == "1"
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -118,6 +125,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_STAGE_TIMEOUT_S": ("stage_timeout_s", _number(float, 1, 86400)),
     "FLEET_START_TIMEOUT_S": ("start_timeout_s", _number(float, 1, 86400)),
     "FLEET_DRAIN_S": ("drain_s", _number(float, 0, 86400)),
+    "FLEET_DEBUG": ("debug", _switch),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),
 }

@@ -3,20 +3,22 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.catalog import Catalog
-from jobs.errors import Interrupted, RankDied
+from jobs.errors import Internal, Interrupted, RankDied
 from jobs.settings import Settings
 from tests.fixtures.bench import Bench, rank_pids, ready
 from worker.group import Event, Group
 from worker.plan import Plan
 from worker.protocol import Ended, Progress
 
+Notes = Callable[[str], list[str]]
 LEFT, RIGHT = (0, 1), (2, 3)
 
 
@@ -106,3 +108,42 @@ def test_a_rank_that_dies_idle_costs_nobody_a_try(pair: tuple[Bench, Bench]) -> 
     with pytest.raises(Interrupted):
         left.run("counts", Plan(ulysses=2), on_event, lane=LEFT, num_inference_steps=100)
     ready(left.group)
+
+
+def test_a_tensor_on_the_wrong_device_is_named_and_the_group_lives(
+    pair: tuple[Bench, Bench],
+) -> None:
+    bench, _ = pair
+    before = rank_pids(bench.group)
+    with pytest.raises(Internal, match=r"vae\.stray is on meta"):
+        bench.run("misplaced", Plan(ulysses=2), lane=LEFT)
+    assert len(bench.run("tiny-image", Plan(ulysses=2), lane=LEFT)) == 1
+    assert rank_pids(bench.group) == before
+
+
+def test_ranks_whose_latents_differ_are_found_where_that_is_looked_for(
+    rank_settings: Settings, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_DEBUG", "1")
+    group = Group(2, rank_settings)
+    group.start()
+    bench = Bench(group, catalog, tmp_path)
+    try:
+        assert len(bench.run("tiny-image", Plan(ulysses=2))) == 1
+        with pytest.raises(Internal, match="latents"):
+            bench.run("strays", Plan(ulysses=2))
+    finally:
+        group.stop()
+
+
+def test_a_slow_rank_gets_fewer_items_by_the_measure_of_its_pace(
+    pair: tuple[Bench, Bench], notes: Notes
+) -> None:
+    """Rank 1 takes four times as long for an item: an ideal division of n among these four ranks
+    ends after n / 3.25 of their items."""
+    bench, _ = pair
+    bench.run("sleeps", Plan(data=4), prompt=["slow rank"] * 40, num_inference_steps=4)
+    share = Counter(notes("sleeps"))
+    assert sum(share.values()) == 40, "no item twice, none lost"
+    longest = max(share[rank] * (4 if rank == "1" else 1) for rank in "0123")
+    assert longest <= 1.15 * 40 / 3.25

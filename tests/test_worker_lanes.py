@@ -9,6 +9,7 @@ import pytest
 from jobs.catalog import load_catalog
 from jobs.parse import parse_request
 from tests.conftest import until
+from worker.dealing import worth_dealing
 from worker.lanes import Lane, Lanes, Turn, choose_lane, free_lane
 from worker.planner import choices
 
@@ -64,6 +65,26 @@ def test_the_width_follows_what_waits_what_is_free_and_what_the_job_gains(
 ) -> None:
     choice, why = choose_lane(options(model, **input), waiting, free, 4)
     assert choice.width == width and why
+
+
+@pytest.mark.parametrize(
+    "takes,others,items,worth",
+    [
+        (None, {1: (1.0, 0.0)}, 1, True),  # nothing is known of it yet
+        (4.0, {}, 1, True),  # nobody else is there
+        (4.0, {1: (None, 0.0)}, 1, True),
+        (4.0, {1: (1.0, 0.5)}, 1, False),  # the other one has done it in 1.5 s
+        (4.0, {1: (1.0, 0.5)}, 3, False),
+        (4.0, {1: (1.0, 0.5)}, 4, True),
+        (4.0, {1: (1.0, 0.5), 2: (1.0, 0.0)}, 5, False),
+        (1.0, {1: (1.0, 0.5)}, 1, True),
+        (1.0, {1: (4.0, 9.0)}, 1, True),  # late, and no one knows how late
+    ],
+)
+def test_a_slow_replica_gets_no_item_that_the_others_would_finish_sooner(
+    takes: float | None, others: dict[int, tuple[float | None, float]], items: int, worth: bool
+) -> None:
+    assert worth_dealing(takes, others, items) is worth
 
 
 def take(lanes: Lanes, width: int, held: list[Lane], leave: threading.Event) -> threading.Thread:

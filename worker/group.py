@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.errors import JOB_ERRORS, Internal, Interrupted, JobError, RankDied, RankHung
 from jobs.request import Item
 from jobs.settings import Settings
+from worker.dealing import worth_dealing
 from worker.keeper import Gone, Keeper
 from worker.plan import Plan
 from worker.protocol import (
@@ -45,6 +46,7 @@ class Turn:
     waiting: set[int]
     stage: dict[int, str]
     heard: dict[int, float]
+    began: float
     steps: list[float] = field(default_factory=list)  # durations
 
 
@@ -126,14 +128,14 @@ class _Turns:
         self._replicas = plan.replicas(lane)
         self._todo = deque(items)
         self.busy: dict[int, Turn] = {}
+        self._paces: dict[int, float] = {}  # by replica: seconds of its last item
         self._error: JobError | None = None
         self._give_up_at: float | None = None
 
     def events(self, cancel: threading.Event) -> Generator[Event, None, None]:
         if not self._keeper.ready.is_set():  # it went between our look and our listening
             raise Interrupted(OTHERS_FAULT)
-        for replica in range(len(self._replicas)):
-            self._deal(replica)
+        self._deal_all()
         while self.busy:
             if cancel.is_set():
                 self._stop_all()
@@ -153,13 +155,22 @@ class _Turns:
             raise self._error
         yield Ended(canceled=bool(self._todo) or self._give_up_at is not None)
 
+    def _deal_all(self) -> None:
+        """To every replica that is free, unless the others are so much faster."""
+        now = time.monotonic()
+        for replica in range(len(self._replicas)):
+            if not self._todo or self._give_up_at is not None:
+                return
+            others = {r: (self._paces.get(r), now - t.began) for r, t in self.busy.items()}
+            pace = self._paces.get(replica)
+            if replica not in self.busy and worth_dealing(pace, others, len(self._todo)):
+                self._deal(replica)
+
     def _deal(self, replica: int) -> None:
-        if not self._todo or self._give_up_at is not None:
-            return
         item, ranks = self._todo.popleft(), self._replicas[replica]
         now = time.monotonic()
         self.busy[replica] = Turn(
-            item, set(ranks), dict.fromkeys(ranks, "dealt"), dict.fromkeys(ranks, now)
+            item, set(ranks), dict.fromkeys(ranks, "dealt"), dict.fromkeys(ranks, now), now
         )
         run = Run(
             self._job,
@@ -191,7 +202,8 @@ class _Turns:
             turn.waiting.discard(event.rank)
         if not turn.waiting:
             del self.busy[replica]
-            self._deal(replica)
+            self._paces[replica] = now - turn.began
+            self._deal_all()
         return True
 
     def _failed(self, event: Failed) -> None:

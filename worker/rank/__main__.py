@@ -82,7 +82,7 @@ def main(socket_path: str, incarnation: int) -> None:
     parallelism = Parallelism(device, timeout)
     send = sender(connection)
     send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device)))
-    serve(runs, send, canceled, models, parallelism)
+    serve(runs, send, canceled, models, parallelism, settings.debug)
     dist.destroy_process_group()
 
 

@@ -29,9 +29,10 @@ def serve(
     canceled: set[str],
     models: Models,
     parallelism: Parallelism,
+    debug: bool,
 ) -> None:
     while (run := runs.get()) is not None:
-        progress = ItemProgress(run, parallelism.replica(run.members), send, canceled)
+        progress = ItemProgress(run, parallelism.replica(run.members), send, canceled, debug)
         send(_answer(run, progress, models, parallelism))
         SCENE.stage, SCENE.step = "idle", "-"
 
@@ -57,6 +58,7 @@ def _compute(
     with progress.stage("load_model"):
         pipeline = models.get(request.model, request.task)
         parallelism.apply(pipeline, plan)
+        memory.check_devices(pipeline, models.device)
     frames = adapter.run(pipeline, request, run.prompt, run.seed, progress)
     if not progress.lead:
         deque(frames, maxlen=0)  # decodes its rows

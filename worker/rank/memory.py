@@ -1,10 +1,15 @@
-"""The device of a rank, and how much of its memory is in use. On CPU: of the process."""
+"""The device of a rank, how much of its memory is in use, and what lies on another one. On CPU: the
+process's memory, and its share of the machine's."""
 
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from jobs.errors import Internal
 
 
 def pick_device(local_rank: int) -> torch.device:
@@ -31,3 +36,25 @@ def peak_bytes() -> int:
 def reset_peak() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+
+
+def free_bytes() -> int:
+    """What a model could still take, with what this process has reserved and does not use."""
+    if torch.cuda.is_initialized():
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + unused
+    with open("/proc/meminfo") as file:
+        lines = dict(line.split(":") for line in file)
+    return int(lines["MemAvailable"].split()[0]) * 1024 // dist.get_world_size()
+
+
+def check_devices(pipeline: Any, device: torch.device) -> None:
+    """Raises: Internal naming a tensor that lies on another device: that would be a crash in
+    mid-job, or a copy at every use."""
+    for name, part in getattr(pipeline, "components", {}).items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        for tensors in (part.named_parameters(), part.named_buffers()):
+            for path, tensor in tensors:
+                if tensor.device != device:
+                    raise Internal(f"{name}.{path} is on {tensor.device}, not on {device}.")

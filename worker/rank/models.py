@@ -1,4 +1,4 @@
-"""Pipelines in memory: loaded by catalogue entry, the last ones kept."""
+"""Pipelines in memory: loaded by catalogue entry, kept as long as there is room."""
 
 import gc
 import importlib
@@ -13,12 +13,13 @@ import torch
 
 from jobs.catalog import Catalog, ModelSpec
 from jobs.errors import ModelLoadFailed
+from worker.rank import memory
 from worker.rank.parallel import denoisers
 from worker.rank.pipelines import PIPELINES
 
 logger = logging.getLogger(__name__)
 
-KEEP = 2
+HEADROOM = 1.2  # of a model's bytes: what it computes in must fit as well
 Loader = Callable[..., Any]
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -34,7 +35,7 @@ def compile_blocks(pipeline: Any) -> None:
 
 class Models:
     def __init__(self, catalog: Catalog, models_dir: Path, device: torch.device) -> None:
-        self._catalog, self._models_dir, self._device = catalog, models_dir, device
+        self._catalog, self._models_dir, self.device = catalog, models_dir, device
         self._loaded: OrderedDict[tuple[str, Loader], Any] = OrderedDict()
 
     def adapter(self, model: str, task: str) -> ModuleType:
@@ -45,7 +46,7 @@ class Models:
         """The pipeline, from memory or loaded. Raises: ModelLoadFailed."""
         key = model, self.adapter(model, task).load  # tasks that load alike share a pipeline
         if key not in self._loaded:
-            while len(self._loaded) >= KEEP:
+            while self._loaded and memory.free_bytes() < HEADROOM * self._bytes(model):
                 self._evict()
             pipeline = self._try(model, task) if self._loaded else None
             if pipeline is None:  # it does not fit beside the others
@@ -60,6 +61,11 @@ class Models:
         """Keeps only the model used last: another one's job has run out of memory."""
         while len(self._loaded) > 1:
             self._evict()
+
+    def _bytes(self, model: str) -> int:
+        """Of its weights, as far as they lie in a folder; 0 for what is still to be downloaded."""
+        folder = Path(self._spec(model).source(self._models_dir, SHIPPED))
+        return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
     def _try(self, model: str, task: str) -> Any:
         """None if memory runs out; the half-loaded pipeline is gone when this returns."""
@@ -79,8 +85,8 @@ class Models:
             raise ModelLoadFailed(f"Model {spec.id}: there is no folder {source}.")
         logger.info("loading %s from %s", spec.id, source)
         try:
-            pipeline = self.adapter(spec.id, task).load(spec, source, self._device)
-            if spec.compiled and self._device.type == "cuda":
+            pipeline = self.adapter(spec.id, task).load(spec, source, self.device)
+            if spec.compiled and self.device.type == "cuda":
                 compile_blocks(pipeline)
             return pipeline
         except torch.OutOfMemoryError:
@@ -96,5 +102,5 @@ class Models:
         (model, _load), _ = self._loaded.popitem(last=False)
         logger.info("evicted %s", model)
         gc.collect()  # a pipeline holds itself in cycles
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()

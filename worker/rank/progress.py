@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jobs.errors import Internal
 from worker.protocol import FromRank, Progress, Run
 from worker.rank import memory
 from worker.rank.logs import SCENE
@@ -40,8 +41,10 @@ class ItemProgress:
         replica: Replica,
         send: Callable[[FromRank], None],
         canceled: set[str],
+        debug: bool = False,
     ) -> None:
-        self._run, self.replica = run, replica
+        """debug: compare the latents of all ranks at every step."""
+        self._run, self.replica, self._debug = run, replica, debug
         self._send, self._canceled = send, canceled
         self.timings: dict[str, float] = {}
         self.met = False  # the peers know that this rank got as far as the first collective
@@ -92,6 +95,8 @@ class ItemProgress:
             _pipe: Any, step: int, _time: Any, tensors: dict[str, Any]
         ) -> dict[str, Any]:
             fence.pass_one()
+            if self._debug and not self.replica.alone:
+                self._compare(tensors["latents"])
             if flag.raised(self._wished()):
                 raise Stopped(step + 1)
             self._tell("denoise", step + 1, steps)
@@ -102,6 +107,15 @@ class ItemProgress:
             raise Stopped(steps)
         self.together = False
         self.timings["denoise_s"] = time.monotonic() - began
+
+    def _compare(self, latents: torch.Tensor) -> None:
+        """Raises: Internal, where a rank has gone another way: a wrong picture, in silence."""
+        own = torch.tensor(latents.detach().double().sum().item(), dtype=torch.float64)
+        sums = [torch.empty_like(own) for _ in self.replica.members]
+        dist.all_gather(sums, own, group=self.replica.agreement)
+        if len({value.item() for value in sums}) > 1:
+            by_rank = dict(zip(self.replica.members, (value.item() for value in sums), strict=True))
+            raise Internal(f"The latents' sums differ by rank: {by_rank}.")
 
     def meet(self, failed: bool) -> None:
         """Once per item, before the first collective: each rank says whether it got this far.
