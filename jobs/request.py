@@ -70,13 +70,14 @@ class FromImage(ImageInput):
     """image: fitted to width x height. strength: how much of it is drawn anew."""
 
     image: Picture
-    strength: float = Field(1.0, gt=0, le=1)
+    strength: float = Field(0.6, gt=0, le=1)
 
 
 class FromMaskedImage(FromImage):
     """mask: white where something new is to be drawn."""
 
     mask: Picture
+    strength: float = Field(1.0, gt=0, le=1)
 
 
 class VideoFromImage(VideoInput):

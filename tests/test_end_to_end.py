@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PYTHON, RunningFleet, until
+from tests.fixtures.pictures import data_url, painted
 
 Notes = Callable[[str], list[str]]
 
@@ -69,6 +70,36 @@ def test_the_same_question_gives_the_same_bytes_in_every_plan(fleet: RunningFlee
             assert {k: v for k, v in job["plan"].items() if k in parallel} == parallel
         hashes.append([o["sha256"] for o in job["outputs"]])
     assert len(hashes[0]) == 3 and all(h == hashes[0] for h in hashes)
+
+
+def test_waiting_jobs_run_side_by_side_each_on_its_lane(file_fleet: RunningFleet) -> None:
+    """Two ranks: while jobs wait each gets one; the wide one is not starved by the narrow ones."""
+    fleet = file_fleet
+    asked = {"num_inference_steps": 10}
+    first = fleet.submit("sleeps", parallel={"ulysses": 2}, **asked)  # the queue fills behind it
+    narrow = [fleet.submit("sleeps", **asked) for _ in range(4)]
+    wide = fleet.submit("sleeps", parallel={"ulysses": 2}, **asked)
+    late = [fleet.submit("sleeps", **asked) for _ in range(4)]
+    jobs = {id: fleet.wait(id) for id in [first, *narrow, wide, *late]}
+    assert {job["status"] for job in jobs.values()} == {"succeeded"}
+    lanes = [jobs[id]["plan"]["lane"] for id in narrow]
+    assert sorted(lanes) == [[0], [0], [1], [1]], [jobs[id]["plan"] for id in narrow]
+    assert jobs[wide]["plan"]["lane"] == [0, 1]
+    one, two = (jobs[id] for id in narrow[:2])
+    assert one["started_at"] < two["finished_at"] and two["started_at"] < one["finished_at"]
+    assert all(jobs[wide]["finished_at"] < jobs[id]["finished_at"] for id in late)
+
+
+def test_what_is_asked_of_a_picture(fleet: RunningFleet) -> None:
+    picture, mask = data_url(painted(mask=False)), data_url(painted(mask=True))
+    id = fleet.submit("tiny-fill", "a red circle", image=picture, mask=mask, n=3, seed=1)
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded", job["error"]
+    assert len({o["sha256"] for o in job["outputs"]}) == 3
+    assert len(job["input"]["image"]) < 100, "an answer does not repeat the bytes"
+    id = fleet.submit("tiny-moving-image", "a red circle", image=picture)
+    (output,) = fleet.wait(id)["outputs"]
+    assert output["content_type"] == "video/mp4" and output["frames"] == 9
 
 
 def test_outputs_by_the_api_itself(fleet: RunningFleet) -> None:

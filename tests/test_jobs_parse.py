@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jobs.catalog import load_catalog
 from jobs.errors import InvalidRequest, ModelNotFound, RequestError, UnsupportedTask
 from jobs.parse import parse_request
 from jobs.request import Item, items, stored_request
+from tests.fixtures.pictures import data_url, painted
 
 CATALOG = load_catalog(Path(__file__).parent / "fixtures" / "models.toml")
 
@@ -19,6 +21,13 @@ def video(**input: Any) -> dict[str, Any]:
 
 def image(**input: Any) -> dict[str, Any]:
     return {"model": "tiny-image", "input": {"prompt": "x", **input}}
+
+
+PNG = data_url(painted(mask=False))
+
+
+def picture(**input: Any) -> dict[str, Any]:
+    return {**image(**input), "task": "image-to-image"}
 
 
 REFUSED: list[tuple[Any, type[RequestError], str]] = [
@@ -71,6 +80,15 @@ REFUSED: list[tuple[Any, type[RequestError], str]] = [
     ({**video(), "parallel": {"ulysses": 3}}, InvalidRequest, "/parallel/ulysses"),
     ({**video(width=16, height=16, num_frames=1), "parallel": {"ulysses": 2}},
      InvalidRequest, "/parallel/ulysses"),
+    (picture(image="https://example.org/a.png"), InvalidRequest, "/input/image"),
+    (picture(image="data:image/png;base64,!"), InvalidRequest, "/input/image"),
+    (picture(image="data:image/png;base64,aGVsbG8="), InvalidRequest, "/input/image"),
+    (picture(image=PNG[:-40]), InvalidRequest, "/input/image"),
+    (picture(image=PNG.replace("png", "jpeg")), InvalidRequest, "/input/image"),
+    (picture(image=data_url(Image.new("1", (9000, 9000)))), InvalidRequest, "/input/image"),
+    (picture(), InvalidRequest, "/input/image"),
+    (picture(image=PNG, mask=PNG), InvalidRequest, "/input/mask"),
+    (picture(image=PNG, strength=1.5), InvalidRequest, "/input/strength"),
     ({**video(), "parallel": {"ring": 7}}, InvalidRequest, "/parallel/ring"),
     ({**video(guidance_scale=1.0), "parallel": {"cfg": 2}}, InvalidRequest, "/parallel/cfg"),
     ({**image(), "parallel": {"cfg": 2}}, InvalidRequest, "/parallel/cfg"),
