@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jobs.errors import SettingsError
 
 Task = Literal["text-to-image", "text-to-video", "image-to-image", "inpaint", "image-to-video"]
+SHIPPED = Path(__file__).parent.parent / "worker" / "rank" / "weights"
 Guidance = Literal["none", "two-pass", "batched"]
 
 
@@ -86,17 +87,22 @@ class ModelSpec(_Frozen):
     limits: Limits = Limits()
     defaults: dict[str, Any] = {}
 
-    def source(self, models_dir: Path, shipped: Path) -> str:
+    def source(self, models_dir: Path) -> str:
         """What from_pretrained() takes: a folder's path or a hub id."""
         if self.weights.startswith("./"):
             return str(models_dir / self.weights)
         if self.weights.startswith("shipped:"):
-            return str(shipped / self.weights.removeprefix("shipped:"))
+            return str(SHIPPED / self.weights.removeprefix("shipped:"))
         return self.weights
 
     def guides(self, guidance_scale: float) -> bool:
         """Whether each step has two passes, which the ranks of a replica may share."""
         return self.guidance != "none" and guidance_scale > 1
+
+
+def weights_bytes(source: str) -> int:
+    """Of a folder's safetensors; 0 for what is still to be downloaded."""
+    return sum(file.stat().st_size for file in Path(source).rglob("*.safetensors"))
 
 
 Catalog = Mapping[str, ModelSpec]

@@ -167,6 +167,9 @@ def _impossible_plan(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     if plan.cfg > 1 and not spec.guides(asked.guidance_scale):
         detail = f"There is one pass a step here: {spec.id}, guidance {asked.guidance_scale:g}."
         problems.append(Problem("/parallel/cfg", "plan", detail))
+    if plan.shard and plan.width == plan.data:
+        detail = "One rank for an output has no others to share the weights with."
+        problems.append(Problem("/parallel/shard", "plan", detail))
     counts = spec.shape.token_counts(asked.width, asked.height, asked.frames)
     if reason := spec.shape.refuses(plan.ulysses, plan.ring, counts):
         field = "ulysses" if plan.ulysses > 1 else "ring"

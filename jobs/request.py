@@ -25,6 +25,7 @@ class Parallel(_Part):
     cfg: int = Field(1, ge=1, le=2)
     ulysses: int = Field(1, ge=1)
     ring: int = Field(1, ge=1)
+    shard: bool = False
 
     @property
     def width(self) -> int:
@@ -49,6 +50,10 @@ class _Input(_Part):
     height: int = Field(gt=0)
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0, le=100)
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
 
 
 class ImageInput(_Input):

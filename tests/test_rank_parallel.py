@@ -38,8 +38,10 @@ def test_latents_are_bit_equal_and_pictures_differ_by_rounding_alone(
     plans = [line for line in lines if "plan" in line]
     assert len({tuple(line["asked"]) for line in plans}) == 11
     assert {line["plan"]["ring"] for line in plans} >= {1, 2}
+    assert {line["plan"]["shard"] for line in plans} == {True, False}
     for line in plans:
-        assert line["latents"] <= (1e-5 if line["asked"][0] in ROUNDED else 0), line
+        rounded = line["asked"][0] in ROUNDED or line["plan"]["shard"]
+        assert line["latents"] <= (1e-5 if rounded else 0), line
         assert line["picture"] < 0.5 + 255e-4, line  # of 255: half a step, and 1e-4 of rounding
 
 

@@ -19,7 +19,7 @@ from jobs.errors import (
 )
 from jobs.parse import parse_request
 from worker.plan import Plan
-from worker.planner import choices, choose
+from worker.planner import Room, choices, choose
 from worker.retries import Again, GiveUp, decide
 
 CATALOG = load_catalog(Path(__file__).parent.parent / "jobs" / "models.toml")
@@ -30,7 +30,9 @@ def plan_for(model: str, ranks: int, least_memory: bool = False, **input: Any) -
     body = {"model": model, "input": {"prompt": "x", **input}, "parallel": parallel}
     request, _ = parse_request(body, CATALOG)
     if parallel == "auto":
-        return choose(CATALOG[model], request, ranks, least_memory).plan
+        choice = choose(CATALOG[model], request, ranks, least_memory)
+        assert choice is not None
+        return choice.plan
     return choices(CATALOG[model], request, ranks)[0].plan
 
 
@@ -67,8 +69,9 @@ def test_the_plan(model: str, ranks: int, input: dict[str, Any], plan: Plan) -> 
 
 def test_after_an_out_of_memory_the_widest_replica_is_taken() -> None:
     assert plan_for("wan2.1-t2v-14b", 4, n=4) == Plan(data=4)
-    assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4)
-    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(ulysses=4, ring=2)
+    assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4, shard=True)
+    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(ulysses=4, ring=2, shard=True)
+    assert plan_for("wan2.1-t2v-1.3b", 1, least_memory=True) == Plan()
 
 
 @pytest.mark.parametrize(
@@ -83,9 +86,31 @@ def test_an_explicit_plan_too_wide_is_refused(parallel: dict[str, int], words: s
 def test_only_a_model_with_two_named_passes_has_them_shared() -> None:
     spec = CATALOG["wan2.1-t2v-1.3b"]
     request, _ = parse_request({"model": spec.id, "input": {"prompt": "x"}}, CATALOG)
-    assert choose(spec, request, 2).plan == Plan(cfg=2)
+    assert choices(spec, request, 2)[-1].plan == Plan(cfg=2)
     doubled = spec.model_copy(update={"guidance": "none"})
-    assert choose(doubled, request, 2).plan == Plan(ulysses=2)
+    assert choices(doubled, request, 2)[-1].plan == Plan(ulysses=2)
+
+
+GB = 10**9
+
+
+def widths(model: str, ranks: int, weights_gb: float, rank_gb: float, **fields: Any) -> list[Any]:
+    request, _ = parse_request({"model": model, "input": {"prompt": "x"}, **fields}, CATALOG)
+    room = Room(int(weights_gb * GB), int(rank_gb * GB))
+    found = choices(CATALOG[model], request, ranks, room=room)
+    return [(choice.width, choice.plan.shard) for choice in found]
+
+
+def test_weights_that_do_not_fit_on_a_rank_are_shared_by_as_many_as_it_takes() -> None:
+    assert widths("wan2.1-t2v-14b", 4, 41, 80) == [(1, False), (2, False), (4, False)]
+    assert widths("wan2.1-t2v-14b", 4, 41, 40) == [(2, True), (4, True)]
+    assert widths("wan2.1-t2v-14b", 4, 41, 24) == [(4, True)]
+    assert widths("wan2.1-t2v-14b", 4, 41, 0) == [(1, False), (2, False), (4, False)], "unknown"
+    assert widths("flux.1-dev", 4, 34, 24) == [(4, True)], "small pictures too"
+    assert widths("wan2.1-t2v-14b", 4, 41, 24, parallel={"ulysses": 4}) == [(4, True)]
+    for fields in ({}, {"parallel": {"ulysses": 2}}):
+        with pytest.raises(InvalidInput, match=r"41 GB of weights and a rank here 8 GB.* 8 ranks"):
+            widths("wan2.1-t2v-14b", 4, 41, 8, **fields)
 
 
 def test_an_explicit_split_must_divide_the_group() -> None:

@@ -69,6 +69,10 @@ class Group:
         """Whether every rank is there, within the time that a start may take."""
         return self._keeper.ready.wait(self._settings.start_timeout_s)
 
+    def least_memory(self) -> int:
+        """Bytes that the smallest of the ranks' devices has; 0 while none is known."""
+        return self._keeper.least_memory()
+
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
         return {

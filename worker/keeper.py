@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from worker.protocol import Decoder, Exit, FromRank, Hello, Progress, ToRank, encode
@@ -134,10 +134,15 @@ class Keeper(threading.Thread):
         """What is known of each rank that lives."""
         with self._lock:
             return [
-                {"rank": rank, "pid": c.hello.pid, "device": c.hello.device, "memory": c.memory}
+                {**asdict(c.hello), "memory": c.memory}
                 for rank, c in sorted(self._ranks.items())
                 if c.hello
             ]
+
+    def least_memory(self) -> int:
+        """Bytes that the smallest of the devices has; 0 while none is known."""
+        with self._lock:
+            return min((c.hello.memory_bytes for c in self._ranks.values() if c.hello), default=0)
 
     def _start_agent(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -1,7 +1,7 @@
 """How one job is split over the ranks of its lane."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from jobs.request import Parallel
 
@@ -15,6 +15,7 @@ def divisors(number: int) -> list[int]:
 class Plan:
     """data: independent replicas, each takes whole items. cfg: 2, where a replica's halves share
     the two passes of guidance. ulysses, ring: degrees of sequence parallelism, ulysses innermost.
+    shard: a replica's ranks have each a share of the weights, not all of them.
 
     Raises: ValueError showing the whole plan, for a degree below 1.
     """
@@ -23,14 +24,17 @@ class Plan:
     cfg: int = 1
     ulysses: int = 1
     ring: int = 1
+    shard: bool = False
 
     def __post_init__(self) -> None:
-        if min(asdict(self).values()) < 1:
+        if min(self.data, self.cfg, self.ulysses, self.ring) < 1:
             raise ValueError(f"every degree must be at least 1: {self}")
+        if self.shard and self.replica_width == 1:
+            raise ValueError(f"one rank has no others to share weights with: {self}")
 
     @classmethod
     def of(cls, parallel: Parallel) -> "Plan":
-        return cls(parallel.data, parallel.cfg, parallel.ulysses, parallel.ring)
+        return cls(**parallel.model_dump())
 
     @property
     def replica_width(self) -> int:

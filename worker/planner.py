@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 from jobs.catalog import ModelSpec
 from jobs.errors import InvalidInput
@@ -16,6 +16,8 @@ SPLIT_ABOVE_PIXELS = 1024 * 1024
 ULYSSES_GAIN, RING_GAIN = 0.9, 0.85
 # Two ranks on the two passes of guidance: a swap a step. 1.98x on 2 H200s, docs/decisions.md.
 CFG_GAIN = 1.96
+# Of a rank's memory, for weights: the rest is what it computes in. Shared ones are gathered too.
+WHOLE, SHARED = 0.85, 0.65
 
 
 @dataclass(frozen=True)
@@ -28,37 +30,83 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Room:
+    """Bytes: a model's weights, and what the smallest rank has; 0 for what nobody knows."""
+
+    weights: int = 0
+    memory: int = 0
+
+    def placed(self, replica: Plan) -> Plan | None:
+        """With its weights shared by its ranks where each can't have all; None where that is too
+        much as well."""
+        if replica.shard or self.weights > WHOLE * (self.memory or inf):
+            width = replica.replica_width
+            if width == 1 or self.weights / width > SHARED * (self.memory or inf):
+                return None
+            return replace(replica, shard=True)
+        return replica
+
+    def refusal(self, spec: ModelSpec) -> str:
+        wanted = ceil(self.weights / (SHARED * self.memory))
+        return (
+            f"{spec.id} has {self.weights / 1e9:.3g} GB of weights and a rank here "
+            f"{self.memory / 1e9:.3g} GB of memory: {wanted} ranks that share them would do."
+        )
+
+
 def choices(
-    spec: ModelSpec, request: JobRequest, ranks: int, least_memory: bool = False
+    spec: ModelSpec,
+    request: JobRequest,
+    ranks: int,
+    least_memory: bool = False,
+    room: Room = Room(),
 ) -> list[Choice]:
     """One for each width of a lane in a group of `ranks` ranks that could run the job.
 
-    least_memory: an earlier attempt ran out of memory; all ranks, the fewest tokens on each.
-    Raises: InvalidInput, where an explicit plan does not fit the group.
+    least_memory: an earlier attempt ran out of memory; all ranks, the fewest tokens on each, shared
+    weights. Raises: InvalidInput, where a plan, or the model, does not fit the group.
     """
     if isinstance(request.parallel, Parallel):
-        return [_explicit(request, ranks)]
-    widths = [ranks] if least_memory else divisors(ranks)
-    return [choose(spec, request, width, least_memory) for width in widths]
+        found: list[Choice | None] = [_explicit(spec, request, ranks, room)]
+    else:
+        widths = [ranks] if least_memory else divisors(ranks)
+        found = [choose(spec, request, width, least_memory, room) for width in widths]
+    possible = [choice for choice in found if choice is not None]
+    if not possible:
+        raise InvalidInput(room.refusal(spec))
+    return possible
 
 
-def _explicit(request: JobRequest, ranks: int) -> Choice:
+def _explicit(spec: ModelSpec, request: JobRequest, ranks: int, room: Room) -> Choice | None:
     assert isinstance(request.parallel, Parallel)
     if refusal := request.parallel.refused_by(ranks):
         raise InvalidInput(refusal)
-    plan = Plan.of(request.parallel)
+    plan = room.placed(Plan.of(request.parallel))
+    if plan is None:
+        return None
     width = next(w for w in divisors(ranks) if w >= plan.width and w % plan.replica_width == 0)
     return Choice(width, plan, _duration(plan, len(items(request))), "explicit")
 
 
-def choose(spec: ModelSpec, request: JobRequest, ranks: int, least_memory: bool = False) -> Choice:
-    """The best plan for a lane of `ranks` ranks."""
+def choose(
+    spec: ModelSpec,
+    request: JobRequest,
+    ranks: int,
+    least_memory: bool = False,
+    room: Room = Room(),
+) -> Choice | None:
+    """The best plan for a lane of `ranks` ranks; None where the model does not fit on them."""
     asked, count = request.input, len(items(request))
-    replicas = list(_replicas(spec, request, ranks))
+    placed = [room.placed(replica) for replica in _replicas(spec, request, ranks)]
+    replicas = [replica for replica in placed if replica is not None]
+    if not replicas:
+        return None
     if least_memory:
         replica = max(replicas, key=lambda r: (r.ulysses * r.ring, r.ulysses, r.cfg))
+        replica = replace(replica, shard=replica.replica_width > 1)
         reason = "least memory"
-    elif asked.frames == 1 and asked.width * asked.height <= SPLIT_ABOVE_PIXELS:
+    elif Plan() in replicas and asked.frames == 1 and asked.pixels <= SPLIT_ABOVE_PIXELS:
         replica, reason = Plan(), "small images are dealt whole"
     else:
         replica = min(replicas, key=lambda r: _duration(_dealt(r, ranks, count), count))

@@ -20,7 +20,7 @@ class Run:
     prompt: str
     seed: int
     request: str
-    plan: dict[str, int]
+    plan: dict[str, Any]
     members: list[int]
     folder: str
 
@@ -40,10 +40,13 @@ class Exit:
 
 @dataclass(frozen=True)
 class Hello:
+    """memory_bytes: all that its device has."""
+
     rank: int
     pid: int
     incarnation: int
     device: str
+    memory_bytes: int
 
 
 @dataclass(frozen=True)

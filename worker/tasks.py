@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Task, shared_task
 
+from jobs.catalog import weights_bytes
 from jobs.errors import (
     DeadlineExceeded,
     Internal,
@@ -27,7 +28,7 @@ from worker.lanes import Turn, choose_lane
 from worker.lease import CancelWished, Lease, persist
 from worker.meter import UPLOAD, Meter
 from worker.plan import Plan
-from worker.planner import choices
+from worker.planner import Room, choices
 from worker.protocol import Done, Ended, Progress
 from worker.publish import Published, Rendered, Spool, commit, published, upload
 from worker.retries import Again, decide
@@ -129,7 +130,10 @@ class Attempt:
         if request.model not in fleet.catalog:
             raise InvalidInput(f"This worker's catalogue has no model {request.model!r}.")
         ran_out = any(error["code"] == OutOfMemory.code for error in claim.errors)
-        options = choices(fleet.catalog[request.model], request, fleet.group.size, ran_out)
+        spec, settings = fleet.catalog[request.model], fleet.settings
+        weights = weights_bytes(spec.source(settings.models_dir))
+        room = Room(weights, fleet.group.least_memory())
+        options = choices(spec, request, fleet.group.size, ran_out, room)
         choice, why = choose_lane(options, self._waiting(), fleet.lanes.free(), fleet.group.size)
         with fleet.lanes.lane(choice.width, self._turn, self._wait_for_ranks) as lane:
             about = {

@@ -6,12 +6,13 @@ import threading
 import time
 from dataclasses import replace
 
+from jobs.catalog import weights_bytes
 from jobs.errors import FleetError, SettingsError
 from jobs.parse import parse_request
 from jobs.request import items
 from worker.fleet import Fleet
 from worker.plan import divisors
-from worker.planner import choose
+from worker.planner import Room, choose
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,12 @@ def _run(fleet: Fleet, model: str, ranks: int) -> None:
     question = {"prompt": "warm", "seed": 0, "n": lanes, "num_inference_steps": STEPS}
     request, _ = parse_request({"model": model, "input": question}, fleet.catalog)
     one = request.model_copy(update={"input": request.input.model_copy(update={"n": 1})})
-    plan = choose(fleet.catalog[model], one, ranks).plan
-    plan = replace(plan, data=fleet.group.size // plan.replica_width)
+    spec = fleet.catalog[model]
+    room = Room(weights_bytes(spec.source(fleet.settings.models_dir)), fleet.group.least_memory())
+    choice = choose(spec, one, ranks, room=room)
+    if choice is None:  # a wider lane will do
+        return
+    plan = replace(choice.plan, data=fleet.group.size // choice.plan.replica_width)
     folder = fleet.settings.spool / f"warm-{model}"
     stream = fleet.group.run(
         f"warm-{model}",

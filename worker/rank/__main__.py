@@ -20,7 +20,7 @@ from jobs.settings import load_settings
 from worker.protocol import Cancel, Exit, FromRank, Hello, Message, Run, encode, messages
 from worker.rank import logs
 from worker.rank.loop import serve
-from worker.rank.memory import pick_device
+from worker.rank.memory import pick_device, total_bytes
 from worker.rank.models import Models
 from worker.rank.parallel import Parallelism
 
@@ -81,7 +81,7 @@ def main(socket_path: str, incarnation: int) -> None:
     models = Models(load_catalog(settings.models), settings.models_dir, device)
     parallelism = Parallelism(device, timeout)
     send = sender(connection)
-    send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device)))
+    send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device), total_bytes()))
     serve(runs, send, canceled, models, parallelism, settings.debug)
     dist.destroy_process_group()
 

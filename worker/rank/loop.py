@@ -56,9 +56,11 @@ def _compute(
     request, plan = stored_request(run.request), Plan(**run.plan)
     adapter = models.adapter(request.model, request.task)
     with progress.stage("load_model"):
-        pipeline = models.get(request.model, request.task)
+        pipeline = models.get(request.model, request.task, parallelism.mesh(plan))
         parallelism.apply(pipeline, plan)
         memory.check_devices(pipeline, models.device)
+    if plan.shard:
+        progress.join()
     frames = adapter.run(pipeline, request, run.prompt, run.seed, progress)
     if not progress.lead:
         deque(frames, maxlen=0)  # decodes its rows

@@ -43,9 +43,20 @@ def free_bytes() -> int:
     if torch.cuda.is_initialized():
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return torch.cuda.mem_get_info()[0] + unused
+    return _machine("MemAvailable")
+
+
+def total_bytes() -> int:
+    """Of the device; on CPU a rank's share of the machine's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.mem_get_info()[1]
+    return _machine("MemTotal")
+
+
+def _machine(name: str) -> int:
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":") for line in file)
-    return int(lines["MemAvailable"].split()[0]) * 1024 // dist.get_world_size()
+    return int(lines[name].split()[0]) * 1024 // dist.get_world_size()
 
 
 def check_devices(pipeline: Any, device: torch.device) -> None:

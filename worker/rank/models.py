@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from jobs.catalog import Catalog, ModelSpec
+from jobs.catalog import Catalog, ModelSpec, weights_bytes
 from jobs.errors import ModelLoadFailed
 from worker.rank import memory
 from worker.rank.parallel import denoisers
+from worker.rank.parallel.shard import sharded_parts
 from worker.rank.pipelines import PIPELINES
 
 logger = logging.getLogger(__name__)
 
 HEADROOM = 1.2  # of a model's bytes: what it computes in must fit as well
 Loader = Callable[..., Any]
-SHIPPED = Path(__file__).parent / "weights"
+Key = tuple[str, Loader, int]  # the model, its adapter's load(), the ranks that share its weights
 
 
 def compile_blocks(pipeline: Any) -> None:
@@ -36,23 +37,29 @@ def compile_blocks(pipeline: Any) -> None:
 class Models:
     def __init__(self, catalog: Catalog, models_dir: Path, device: torch.device) -> None:
         self._catalog, self._models_dir, self.device = catalog, models_dir, device
-        self._loaded: OrderedDict[tuple[str, Loader], Any] = OrderedDict()
+        self._loaded: OrderedDict[Key, Any] = OrderedDict()
 
     def adapter(self, model: str, task: str) -> ModuleType:
         """The module whose load() and run() serve this task of this model."""
         return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
 
-    def get(self, model: str, task: str) -> Any:
-        """The pipeline, from memory or loaded. Raises: ModelLoadFailed."""
-        key = model, self.adapter(model, task).load  # tasks that load alike share a pipeline
+    def get(self, model: str, task: str, mesh: Any = None) -> Any:
+        """The pipeline, from memory or loaded. mesh: of the ranks that share its weights.
+
+        Raises: ModelLoadFailed.
+        """
+        width = 1 if mesh is None else mesh.size()
+        # Tasks that load alike share a pipeline.
+        key = model, self.adapter(model, task).load, width
         if key not in self._loaded:
-            while self._loaded and memory.free_bytes() < HEADROOM * self._bytes(model):
+            need = HEADROOM * weights_bytes(self._source(model)) / width
+            while self._loaded and memory.free_bytes() < need:
                 self._evict()
-            pipeline = self._try(model, task) if self._loaded else None
+            pipeline = self._try(model, task, mesh) if self._loaded else None
             if pipeline is None:  # it does not fit beside the others
                 while self._loaded:
                     self._evict()
-                pipeline = self._load(self._spec(model), task)
+                pipeline = self._load(model, task, mesh)
             self._loaded[key] = pipeline
         self._loaded.move_to_end(key)
         return self._loaded[key]
@@ -62,34 +69,33 @@ class Models:
         while len(self._loaded) > 1:
             self._evict()
 
-    def _bytes(self, model: str) -> int:
-        """Of its weights, as far as they lie in a folder; 0 for what is still to be downloaded."""
-        folder = Path(self._spec(model).source(self._models_dir, SHIPPED))
-        return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-
-    def _try(self, model: str, task: str) -> Any:
+    def _try(self, model: str, task: str, mesh: Any) -> Any:
         """None if memory runs out; the half-loaded pipeline is gone when this returns."""
         try:
-            return self._load(self._spec(model), task)
+            return self._load(model, task, mesh)
         except torch.OutOfMemoryError:
             return None
+
+    def _source(self, model: str) -> str:
+        return self._spec(model).source(self._models_dir)
 
     def _spec(self, model: str) -> ModelSpec:
         if model not in self._catalog:
             raise ModelLoadFailed(f"This worker's catalogue has no model {model!r}.")
         return self._catalog[model]
 
-    def _load(self, spec: ModelSpec, task: str) -> Any:
-        source = spec.source(self._models_dir, SHIPPED)
+    def _load(self, model: str, task: str, mesh: Any) -> Any:
+        spec, source = self._spec(model), self._source(model)
         if source.startswith("/") and not Path(source).is_dir():
             raise ModelLoadFailed(f"Model {spec.id}: there is no folder {source}.")
         logger.info("loading %s from %s", spec.id, source)
         try:
-            pipeline = self.adapter(spec.id, task).load(spec, source, self.device)
-            if spec.compiled and self.device.type == "cuda":
+            parts = sharded_parts(spec, source, mesh, self.device) if mesh is not None else {}
+            pipeline = self.adapter(spec.id, task).load(spec, source, self.device, **parts)
+            if spec.compiled and self.device.type == "cuda" and mesh is None:
                 compile_blocks(pipeline)
             return pipeline
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, ModelLoadFailed):
             raise
         except Exception as error:
             logger.exception("%s can't be loaded", spec.id)
@@ -99,7 +105,7 @@ class Models:
             ) from None
 
     def _evict(self) -> None:
-        (model, _load), _ = self._loaded.popitem(last=False)
+        (model, _load, _width), _ = self._loaded.popitem(last=False)
         logger.info("evicted %s", model)
         gc.collect()  # a pipeline holds itself in cycles
         if self.device.type == "cuda":

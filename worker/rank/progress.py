@@ -58,7 +58,7 @@ class ItemProgress:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         # Before they meet, a rank that stops would leave its peers waiting: they stop there.
-        if self._wished() and (self.replica.alone or self.met):
+        if self._wished() and (self.replica.alone or self.met) and not self.together:
             raise Stopped(0)
         self._tell(name, 0, 0)
         began = time.monotonic()
@@ -84,10 +84,9 @@ class ItemProgress:
         so all ranks stop at the same step at no cost. Not `pipe._interrupt`: that still decodes.
         Raises: PeerFailed before the first step, Stopped after any.
         """
-        self.meet(failed=False)
+        self.join()
         self._tell("denoise", 0, steps)
         began = time.monotonic()
-        self.together = not self.replica.alone
         flag = _Flag(self.replica.agreement)
         fence = _Fence()
 
@@ -116,6 +115,13 @@ class ItemProgress:
         if len({value.item() for value in sums}) > 1:
             by_rank = dict(zip(self.replica.members, (value.item() for value in sums), strict=True))
             raise Internal(f"The latents' sums differ by rank: {by_rank}.")
+
+    def join(self) -> None:
+        """From here to the end of denoising the ranks are in collectives; where they share weights,
+        that begins with encoding. Raises: PeerFailed or Stopped, on all ranks alike."""
+        if not self.met:
+            self.meet(failed=False)
+            self.together = not self.replica.alone
 
     def meet(self, failed: bool) -> None:
         """Once per item, before the first collective: each rank says whether it got this far.

@@ -57,7 +57,12 @@ class Parallelism:
         width, stripes = len(members), dist.get_world_size()
         if width == 1:
             return Replica(members, None, None, stripes)
-        return Replica(members, self._agreements[members], self._sequence.group(width), stripes)
+        tensors = self._sequence.mesh(width).get_group()
+        return Replica(members, self._agreements[members], tensors, stripes)
+
+    def mesh(self, plan: Plan) -> Any:
+        """Of the ranks that share a model's weights; None where each has all of them."""
+        return self._sequence.mesh(plan.replica_width) if plan.shard else None
 
     def apply(self, pipeline: Any, plan: Plan) -> None:
         """Puts the plan on the pipeline in place of the one before; milliseconds, no reload."""

@@ -6,6 +6,7 @@ of both.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -45,15 +46,15 @@ def _first(rank: int, stride: int) -> int:
 class _SplitPasses:
     """In place of a transformer's forward: its own pass for this rank, the other's for the peer.
 
-    The first call answers at once, the rank of the other pass with an empty tensor; the second call
-    computes that rank's own, swaps, and fills it in.
+    The first of two calls answers an empty tensor; at the second every rank computes its own pass,
+    at the same time as its peer, which matters where they share weights. Then they swap.
     """
 
     def __init__(self, transformer: Any, pair: Any) -> None:
         self._transformer, self._pair = transformer, pair
         self._mine = PASSES[dist.get_rank(pair)]
         self._pass: str | None = None
-        self._first: torch.Tensor | None = None
+        self._first: tuple[torch.Tensor, Callable[[], Any]] | None = None
         self._hook = transformer.__dict__.get("forward")
         self._forward = transformer.forward
         self._cache_context = getattr(transformer, "cache_context", contextlib.nullcontext)
@@ -95,16 +96,15 @@ class _SplitPasses:
         return (torch.cat(halves),)
 
     def _one_pass(self, sample: torch.Tensor, *args: Any, **inputs: Any) -> tuple[torch.Tensor]:
-        mine = None
-        if self._pass == self._mine:
-            mine = self._forward(sample, *args, **inputs)[0].contiguous()
+        compute = functools.partial(self._forward, sample, *args, **inputs)
         if self._pass == PASSES[0]:
-            self._first = self._like_output(sample) if mine is None else mine
-            return (self._first,)
+            self._first = self._like_output(sample), compute
+            return (self._first[0],)
         assert self._first is not None, "the pass without the prompt came first"
-        first, self._first = self._first, None
-        swapped = [torch.empty_like(first), torch.empty_like(first)]
-        dist.all_gather(swapped, first if mine is None else mine, group=self._pair)
+        (first, compute_first), self._first = self._first, None
+        mine = (compute_first if self._mine == PASSES[0] else compute)()[0].contiguous()
+        swapped = [torch.empty_like(mine), torch.empty_like(mine)]
+        dist.all_gather(swapped, mine, group=self._pair)
         first.copy_(swapped[0])
         return (swapped[1],)
 

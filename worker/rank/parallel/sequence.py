@@ -40,9 +40,9 @@ class SequenceParallel:
                 self._configs[ulysses, ring] = config
         attention_dispatch._templated_context_parallel_attention = split_attention
 
-    def group(self, degree: int) -> Any:
-        """The process group, for tensors, of this rank's aligned block of `degree` ranks."""
-        return self._configs[degree, 1].context_parallel_config._ulysses_mesh.get_group()
+    def mesh(self, degree: int) -> Any:
+        """Of this rank's aligned block of `degree` ranks."""
+        return self._configs[degree, 1].context_parallel_config._ulysses_mesh
 
     def apply(self, transformer: Any, ulysses: int, ring: int, text_tokens: int) -> None:
         """text_tokens: how many of the sequence are text, where text is split over ranks too."""

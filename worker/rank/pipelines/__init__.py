@@ -1,4 +1,5 @@
-"""Which module serves which task. Each has load(spec, source, device) and
+"""Which module serves which task. Each has load(spec, source, device, **parts),
+where parts are components that need not be loaded any more, and
 run(pipeline, request, prompt, seed, progress), which yields frames, uint8 [F, H, W, 3], on the lead
 rank and must be run to its end on the others."""
 

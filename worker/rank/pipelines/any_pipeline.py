@@ -24,9 +24,11 @@ from worker.rank.progress import ItemProgress
 TASKS = {"image-to-image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
 
-def load(spec: ModelSpec, source: str, device: torch.device) -> DiffusionPipeline:
+def load(
+    spec: ModelSpec, source: str, device: torch.device, **parts: torch.nn.Module
+) -> DiffusionPipeline:
     pipeline = DiffusionPipeline.from_pretrained(
-        source, dtype=getattr(torch, spec.dtype), use_safetensors=True
+        source, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
     )
     pipeline.spec = spec
     pipeline.set_progress_bar_config(disable=True)

@@ -12,13 +12,15 @@ from worker.rank.parallel.vae import decode
 from worker.rank.progress import ItemProgress
 
 
-def load(spec: ModelSpec, source: str, device: torch.device) -> WanPipeline:
+def load(
+    spec: ModelSpec, source: str, device: torch.device, **parts: torch.nn.Module
+) -> WanPipeline:
     # The VAE stays in float32: in bfloat16 Wan's loses detail that is seen.
     vae = AutoencoderKLWan.from_pretrained(
         source, subfolder="vae", dtype=torch.float32, use_safetensors=True
     )
     pipeline = WanPipeline.from_pretrained(
-        source, vae=vae, dtype=getattr(torch, spec.dtype), use_safetensors=True
+        source, vae=vae, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
     )
     pipeline.spec = spec
     pipeline.set_progress_bar_config(disable=True)
