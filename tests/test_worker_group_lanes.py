@@ -78,6 +78,43 @@ def test_a_cancel_stops_its_own_lane_only(pair: tuple[Bench, Bench]) -> None:
     assert len(other.answer) == 1 and right.events[-1] == Ended(canceled=False)
 
 
+EVERY_PLAN = [
+    Plan(data=4),
+    Plan(data=2, cfg=2),
+    Plan(data=2, ring=2),
+    Plan(ulysses=4),
+    Plan(ring=4),
+    Plan(ulysses=2, ring=2),
+    Plan(cfg=2, ulysses=2),
+    Plan(cfg=2, ring=2),
+    Plan(ulysses=4, shard=True),
+    Plan(cfg=2, ulysses=2, shard=True),
+]
+
+
+@pytest.mark.parametrize("plan", EVERY_PLAN, ids=str)
+def test_a_cancel_ends_all_ranks_of_a_replica_at_the_same_step(
+    pair: tuple[Bench, Bench], plan: Plan
+) -> None:
+    bench, _ = pair
+    asked = {"prompt": ["a"] * plan.data, "num_frames": 5, "seed": 1}
+
+    def on_event(event: Event) -> None:
+        if bench.step(3)(event):
+            bench.cancel.set()
+
+    bench.run("tiny-video", plan, on_event, num_inference_steps=100, **asked)
+    assert bench.events[-1] == Ended(canceled=True)
+    steps = [e for e in bench.events if isinstance(e, Progress) and e.stage == "denoise"]
+    for replica in plan.replicas(range(4)):
+        last = {max((e.step for e in steps if e.rank == rank), default=0) for rank in replica}
+        assert len(last) == 1 and last.pop() < 50
+    bench.cancel.clear()
+    again = bench.run("tiny-video", plan, num_inference_steps=2, **asked)
+    alone = bench.run("tiny-video", Plan(), num_inference_steps=2, lane=(0,), **asked)
+    assert again == alone, "and the next job is exact"
+
+
 def test_a_rank_that_dies_costs_the_other_lane_no_try(pair: tuple[Bench, Bench]) -> None:
     left, right = pair
     other = Aside(right, "counts", Plan(ulysses=2), lane=RIGHT, num_inference_steps=100)
