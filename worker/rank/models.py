@@ -14,6 +14,7 @@ import torch
 from jobs.catalog import Catalog, ModelSpec, weights_bytes
 from jobs.errors import ModelLoadFailed
 from worker.rank import memory
+from worker.rank.embeddings import remember_prompts
 from worker.rank.parallel import denoisers
 from worker.rank.parallel.shard import sharded_parts
 from worker.rank.pipelines import PIPELINES
@@ -92,7 +93,9 @@ class Models:
         try:
             parts = sharded_parts(spec, source, mesh, self.device) if mesh is not None else {}
             pipeline = self.adapter(spec.id, task).load(spec, source, self.device, **parts)
-            if spec.compiled and self.device.type == "cuda" and mesh is None:
+            if mesh is None and hasattr(pipeline, "encode_prompt"):
+                remember_prompts(pipeline)
+            if mesh is None and spec.compiled and self.device.type == "cuda":
                 compile_blocks(pipeline)
             return pipeline
         except (torch.OutOfMemoryError, ModelLoadFailed):

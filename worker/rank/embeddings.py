@@ -1,0 +1,29 @@
+"""A prompt is encoded once: what a pipeline made of the last ones is kept with it."""
+
+import functools
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+ENTRIES = 32  # 8 MB each for Wan, with its negative prompt
+
+
+def remember_prompts(pipeline: Any) -> None:
+    """Wraps the pipeline's encode_prompt(). Not for shared weights: there encoding is collective,
+    and a rank that remembers would leave its peers waiting."""
+    encode, kept = pipeline.encode_prompt, OrderedDict[Any, Any]()
+
+    @functools.wraps(encode)
+    def encode_once(*args: Any, **asked: Any) -> Any:
+        if any(isinstance(value, torch.Tensor) for value in (*args, *asked.values())):
+            return encode(*args, **asked)
+        key = repr((args, sorted(asked.items())))
+        if key not in kept:
+            kept[key] = encode(*args, **asked)
+        kept.move_to_end(key)
+        if len(kept) > ENTRIES:
+            kept.popitem(last=False)
+        return kept[key]
+
+    pipeline.encode_prompt = encode_once
