@@ -104,6 +104,19 @@ def test_a_worker_whose_data_folder_cannot_be_made_ends_with_a_sentence() -> Non
     assert "Traceback" not in ended.stderr
 
 
+def test_a_worker_that_cannot_preload_a_model_ends_with_a_sentence(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker", "worker"],
+        env={**os.environ, "FLEET_DATA_DIR": str(tmp_path), "FLEET_PRELOAD": "shapes, shaps"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode != 0 and "no model 'shaps'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_worker_with_another_pool_ends_with_a_sentence(models_dir: Path) -> None:
     for options in (["--concurrency", "2"], ["--pool", "solo"]):
         ended = subprocess.run(

@@ -177,14 +177,21 @@ def test_the_weights_are_small_and_come_in_shards() -> None:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    """As a user gets it: the packaged catalogue, no models folder; four ranks."""
+    """As a user gets it: the packaged catalogue, no models folder; four ranks, and warm."""
     folder = tmp_path_factory.mktemp("shapes")
     catalogue = str(ROOT / "jobs" / "models.toml")
-    fleet = RunningFleet(
-        folder, folder / "none", "--ranks", "4", "--no-flower", FLEET_MODELS=catalogue
-    )
+    settings = {"FLEET_MODELS": catalogue, "FLEET_PRELOAD": "shapes"}
+    fleet = RunningFleet(folder, folder / "none", "--ranks", "4", "--no-flower", **settings)
     yield fleet
     fleet.stop()
+
+
+def test_a_preloaded_model_is_warm_on_every_lane_before_the_first_job(fleet: RunningFleet) -> None:
+    for rank in range(4):
+        log = (fleet.data / "logs" / f"rank-{rank}.log").read_text()
+        assert "job=warm-shapes stage=load_model" in log and "loading shapes" in log
+        assert log.count("job=warm-shapes stage=denoise step=2/2") == 3, "alone, in pairs, all four"
+    assert not list((fleet.data / "spool").glob("warm*"))
 
 
 def frames_of(video: Path) -> np.ndarray:

@@ -22,7 +22,7 @@ RUN = Run("job_1", 0, "a prompt with an é", 7, "{}", {"data": 1}, [0, 1], "/tmp
 
 
 def test_messages_survive_any_cut_of_the_stream() -> None:
-    sent: list[Message] = [RUN, Cancel("job_1"), Hello(1, 2, 3, "cpu"), Exit()]
+    sent: list[Message] = [RUN, Cancel("job_1"), Hello(1, 2, 3, "cpu", 2**30), Exit()]
     data = b"".join(map(encode, sent))
     for size in (1, 3, 7, len(data)):
         decoder = Decoder()

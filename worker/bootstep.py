@@ -61,6 +61,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             worker_shutting_down.connect(self._on_shutdown)
             sweep_spool(settings)
             worker.app.fleet = fleet
+            if unknown := set(settings.preload) - set(fleet.catalog):
+                raise SettingsError(f"FLEET_PRELOAD: there is no model {min(unknown)!r}.")
             fleet.group.start()
             warm(fleet)
         except FleetError as error:

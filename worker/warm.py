@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from jobs.catalog import weights_bytes
-from jobs.errors import FleetError, SettingsError
+from jobs.errors import FleetError
 from jobs.parse import parse_request
 from jobs.request import items
 from worker.fleet import Fleet
@@ -22,12 +22,8 @@ STEPS = 2  # the second is not the first
 def warm(fleet: Fleet) -> None:
     """Loads the models of FLEET_PRELOAD on every rank, and runs each plan that `auto` would take
     for a default question: loading, compilation and a plan's communicators are paid here.
-
-    Raises: SettingsError, for a model that the catalogue does not have.
     """
     for model in fleet.settings.preload:
-        if model not in fleet.catalog:
-            raise SettingsError(f"FLEET_PRELOAD: the catalogue has no model {model!r}.")
         for ranks in divisors(fleet.group.size):
             began = time.monotonic()
             try:
