@@ -1,6 +1,6 @@
 """A whole fleet on this machine's GPUs: jobs by REST in several plans, a cancel, a killed rank.
 
-`python -m benchmarks.group --models FOLDER`, where FOLDER has wan2.1-t2v-1.3b (wan_shapes.py).
+`python -m benchmarks.group --models FOLDER`, where FOLDER has wan2.1-t2v-1.3b (true_shapes.py).
 Every plan runs twice, the second is printed. `--model shapes` alone tries it on a CPU.
 """
 

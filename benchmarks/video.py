@@ -1,6 +1,6 @@
 """One video over 1, 2 and 4 GPUs: the fleet's plans beside plain diffusers, in one run.
 
-`python -m benchmarks.video --models FOLDER`, where FOLDER has wan2.1-t2v-1.3b (wan_shapes.py).
+`python -m benchmarks.video --models FOLDER`, where FOLDER has wan2.1-t2v-1.3b (true_shapes.py).
 Whole jobs, from the request to the file in the storage. A run of two steps before each measurement.
 """
 

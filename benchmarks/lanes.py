@@ -1,0 +1,68 @@
+"""Lanes: a deep queue on a group of N ranks beside a group of one; a lone job beside plans by hand.
+
+`python -m benchmarks.lanes --models FOLDER --ranks 4`; `--model shapes` alone tries it on a CPU.
+"""
+
+import argparse
+import time
+from typing import Any
+
+from benchmarks.group import fleet_up, last
+from cli.client import Client
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--models", help="FLEET_MODELS_DIR; with it, benchmarks/models.toml")
+    options.add_argument("--model", default="wan2.1-t2v-1.3b")
+    options.add_argument("--ranks", type=int, default=4)
+    options.add_argument("--jobs", type=int, default=16)
+    options.add_argument("--steps", type=int, default=10)
+    asked = options.parse_args()
+    seconds = {}
+    for ranks in (1, asked.ranks):
+        with fleet_up(ranks, asked.models, None, FLEET_PRELOAD=asked.model) as (client, _):
+            seconds[ranks] = deep_queue(client, asked)
+            if ranks > 1:
+                lone(client, asked)
+    gain = seconds[1] / seconds[asked.ranks]
+    print(f"{asked.jobs} queued jobs: {asked.ranks} ranks have {gain:.2f}x the throughput of one")
+
+
+def submit(client: Client, asked: argparse.Namespace, parallel: Any) -> str:
+    question = {"prompt": "a", "seed": 1, "num_inference_steps": asked.steps}
+    id: str = client.submit({"model": asked.model, "input": question, "parallel": parallel})["id"]
+    return id
+
+
+def deep_queue(client: Client, asked: argparse.Namespace) -> float:
+    began = time.monotonic()
+    ids = [submit(client, asked, "auto") for _ in range(asked.jobs)]
+    jobs = [last(client, id) for id in ids]
+    took = time.monotonic() - began
+    assert all(job["status"] == "succeeded" for job in jobs)
+    widths = [len(job["plan"]["lane"]) for job in jobs]
+    print(f"{asked.jobs} jobs in {took:.1f} s, ranks of each: {widths}", flush=True)
+    return took
+
+
+def lone(client: Client, asked: argparse.Namespace) -> None:
+    by_plan = {}
+    half = asked.ranks // 2
+    for name, parallel in (
+        ("auto", "auto"),
+        ("ulysses", {"ulysses": asked.ranks}),
+        ("cfg", {"cfg": 2, "ulysses": half}),
+        ("auto again", "auto"),
+    ):
+        last(client, submit(client, asked, parallel))  # its first run makes communicators
+        job = last(client, submit(client, asked, parallel))
+        by_plan[name] = job["metrics"]["total_s"]
+        print(f"a lone job, {name}: {by_plan[name]:.2f} s, {job['plan']['reason']}", flush=True)
+    best = min(by_plan["ulysses"], by_plan["cfg"])
+    ours = min(by_plan["auto"], by_plan["auto again"])
+    print(f"a lone job takes {ours / best:.3f} of the best plan by hand")
+
+
+if __name__ == "__main__":
+    main()
