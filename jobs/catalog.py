@@ -100,11 +100,6 @@ class ModelSpec(_Frozen):
         return self.guidance != "none" and guidance_scale > 1
 
 
-def weights_bytes(source: str) -> int:
-    """Of a folder's safetensors; 0 for what is still to be downloaded."""
-    return sum(file.stat().st_size for file in Path(source).rglob("*.safetensors"))
-
-
 Catalog = Mapping[str, ModelSpec]
 
 

@@ -4,12 +4,15 @@ import base64
 import binascii
 import io
 import re
+import threading
 
 from PIL import Image
 
-MOST_PIXELS = 64_000_000
+MOST_PIXELS = 4096 * 4096
+MOST_SCANS = 64  # of a progressive JPEG: each costs as much to decode as the whole picture
 KINDS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 _DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,")
+_AT_ONCE = threading.Semaphore(2)  # a picture of a few KB may take 64 MB while it is decoded
 
 
 def picture(url: str) -> Image.Image:
@@ -21,19 +24,20 @@ def picture(url: str) -> Image.Image:
         data = base64.b64decode(url[head.end() :], validate=True)
     except binascii.Error as error:
         raise ValueError(f"is no base64: {error}") from None
-    try:
-        found = Image.open(io.BytesIO(data), formats=[KINDS[head[1]]])
+    if head[1] == "jpeg" and data.count(b"\xff\xda") > MOST_SCANS:
+        raise ValueError(f"has more than {MOST_SCANS} scans")
+    with _AT_ONCE:
+        try:
+            found = Image.open(io.BytesIO(data), formats=[KINDS[head[1]]])
+        except Exception as error:  # a decoder meets anything, and answers anything
+            raise ValueError(f"can't be read as {head[1].upper()}: {error}") from None
         if found.width * found.height > MOST_PIXELS:
             raise ValueError(f"{found.width}x{found.height} is more than {MOST_PIXELS} pixels")
-        found.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"can't be read as {head[1].upper()}: {error}") from None
+        try:
+            found.load()
+        except Exception as error:
+            raise ValueError(f"can't be read as {head[1].upper()}: {error}") from None
     return found
-
-
-def checked(url: str) -> str:
-    picture(url)
-    return url
 
 
 def shown(url: str) -> str:

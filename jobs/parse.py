@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.catalog import Catalog, ModelSpec, Task
 from jobs.errors import InvalidRequest, ModelNotFound, Problem, UnsupportedTask
+from jobs.images import picture
 from jobs.request import REQUESTS, JobRequest, Parallel, defaults
 
 
@@ -29,7 +30,11 @@ def parse_request(body: Any, catalog: Catalog) -> tuple[JobRequest, list[str]]:
         request = REQUESTS[task].model_validate(filled)
     except ValidationError as error:
         raise _refusal([_problem(e, filled, REQUESTS[task]) for e in error.errors()]) from None
-    problems = [*_beyond_limits(spec, request), *_impossible_plan(spec, request)]
+    problems = [
+        *_beyond_limits(spec, request),
+        *_impossible_plan(spec, request),
+        *_unreadable(request),
+    ]
     if problems:
         raise _refusal(problems)
     return request, warnings
@@ -55,7 +60,7 @@ def _task(body: dict[str, Any], spec: ModelSpec) -> Task:
     return cast(Task, task)
 
 
-# What api.md names and no task of today takes: harmless when empty.
+# What api.md names for some tasks, or for none of today's: harmless when empty.
 _EMPTY: dict[str, Any] = {"image": None, "mask": None, "strength": None, "loras": [], "extra": {}}
 
 
@@ -156,6 +161,22 @@ def _beyond_limits(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     for field, values in texts.items():
         if max(map(len, values)) > limits.max_prompt_chars:
             refuse(field, f"A prompt has at most {limits.max_prompt_chars} characters.")
+    return problems
+
+
+def _unreadable(request: JobRequest) -> list[Problem]:
+    """Pictures are decoded here, once; later on they are what they are."""
+    problems = []
+    for field in ("image", "mask"):
+        try:
+            if (url := getattr(request.input, field, None)) is not None:
+                picture(url)
+        except ValueError as error:
+            problems.append(Problem(f"/input/{field}", "picture", f"The {field} {error}."))
+    strength = getattr(request.input, "strength", 1.0)
+    if int(request.input.num_inference_steps * strength) < 1:
+        detail = f"{strength:g} of {request.input.num_inference_steps} steps is none."
+        problems.append(Problem("/input/strength", "limit", detail))
     return problems
 
 

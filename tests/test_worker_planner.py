@@ -69,9 +69,10 @@ def test_the_plan(model: str, ranks: int, input: dict[str, Any], plan: Plan) -> 
 
 def test_after_an_out_of_memory_the_widest_replica_is_taken() -> None:
     assert plan_for("wan2.1-t2v-14b", 4, n=4) == Plan(data=4)
-    assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4, shard=True)
-    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(ulysses=4, ring=2, shard=True)
-    assert plan_for("wan2.1-t2v-1.3b", 1, least_memory=True) == Plan()
+    assert plan_for("wan2.1-t2v-14b", 4, n=4, least_memory=True) == Plan(ulysses=4)
+    assert plan_for("wan2.1-t2v-1.3b", 8, least_memory=True) == Plan(ulysses=4, ring=2)
+    assert widths("wan2.1-t2v-14b", 4, 41, 80, least_memory=True) == [(4, True)], "weights known"
+    assert widths("wan2.1-t2v-14b", 1, 41, 80, least_memory=True) == [(1, False)]
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,17 @@ def test_only_a_model_with_two_named_passes_has_them_shared() -> None:
 GB = 10**9
 
 
-def widths(model: str, ranks: int, weights_gb: float, rank_gb: float, **fields: Any) -> list[Any]:
+def widths(
+    model: str,
+    ranks: int,
+    weights_gb: float,
+    rank_gb: float,
+    least_memory: bool = False,
+    **fields: Any,
+) -> list[Any]:
     request, _ = parse_request({"model": model, "input": {"prompt": "x"}, **fields}, CATALOG)
     room = Room(int(weights_gb * GB), int(rank_gb * GB))
-    found = choices(CATALOG[model], request, ranks, room=room)
+    found = choices(CATALOG[model], request, ranks, least_memory, room)
     return [(choice.width, choice.plan.shard) for choice in found]
 
 

@@ -21,6 +21,7 @@ from worker.protocol import (
     Canceled,
     Done,
     Ended,
+    Event,
     Failed,
     FromRank,
     Progress,
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 OTHERS_FAULT = "The group restarts because of a rank outside this job's lane."
 CANCEL_S = 10  # from the wish to the kill, for a lane that does not answer
-
-
-Event = Progress | Done | Tick | Ended
 
 
 @dataclass
@@ -70,8 +68,8 @@ class Group:
         return self._keeper.ready.wait(self._settings.start_timeout_s)
 
     def least_memory(self) -> int:
-        """Bytes that the smallest of the ranks' devices has; 0 while none is known."""
-        return self._keeper.least_memory()
+        """Bytes that the smallest of the ranks' devices has."""
+        return self._keeper.least_memory
 
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
@@ -108,7 +106,7 @@ class Group:
             yield from turns.events(cancel)
         finally:
             if turns.busy:  # the consumer left, or a rank was lost: nobody must go on computing
-                self._keeper.kill()
+                self._keeper.kill(turns.incarnation)
 
 
 class _Turns:
@@ -125,7 +123,7 @@ class _Turns:
         lane: Sequence[int],
         folder: Path,
     ) -> None:
-        self._events = keeper.listen(lane)
+        self._events, self.incarnation = keeper.listen(lane)
         self._keeper, self._settings = keeper, settings
         self._job, self._request, self._folder = job, request, folder
         self._plan = plan
@@ -162,7 +160,8 @@ class _Turns:
     def _deal_all(self) -> None:
         """To every replica that is free, unless the others are so much faster."""
         now = time.monotonic()
-        for replica in range(len(self._replicas)):
+        fastest_first = sorted(range(len(self._replicas)), key=lambda r: self._paces.get(r, 0.0))
+        for replica in fastest_first:
             if not self._todo or self._give_up_at is not None:
                 return
             others = {r: (self._paces.get(r), now - t.began) for r, t in self.busy.items()}
@@ -186,7 +185,8 @@ class _Turns:
             list(ranks),
             str(self._folder),
         )
-        self._keeper.send(list(ranks), run)
+        if not self._keeper.send(list(ranks), run):
+            raise RankHung("A rank of this job's lane reads nothing.")
 
     def _take(self, event: FromRank) -> bool:
         """Books what a rank says; False for what belongs to another job or turn."""
@@ -230,12 +230,13 @@ class _Turns:
         """The step watchdog. Raises: RankHung, naming a rank that is silent."""
         now = time.monotonic()
         slow = max((self._typical(turn) for turn in self.busy.values()), default=0)
-        if self._give_up_at is not None and now > self._give_up_at + 3 * slow:
+        wish = self._give_up_at
+        if wish is not None and now > max(self._patience(), wish + 3 * slow):
             if self._error:
                 raise self._error
             self._todo.clear()
             self.busy.clear()
-            self._keeper.kill()
+            self._keeper.kill(self.incarnation)
             return
         for turn in self.busy.values():
             for rank in turn.waiting:
@@ -243,6 +244,19 @@ class _Turns:
                 if now - turn.heard[rank] > limit:
                     stage = turn.stage[rank]
                     raise RankHung(f"Rank {rank} said nothing for {limit:.0f} s.", stage)
+
+    def _patience(self) -> float:
+        """Until when a lane that was asked to stop may be in a stage that asks nobody: a load, a
+        first step that compiles, a decoding. To kill it costs every other lane its work."""
+        return max(
+            (
+                turn.heard[rank] + self._limit(turn, turn.stage[rank])
+                for turn in self.busy.values()
+                for rank in turn.waiting
+                if turn.stage[rank] != "denoise" or not turn.steps
+            ),
+            default=0.0,
+        )
 
     def _limit(self, turn: Turn, stage: str) -> float:
         if stage in ("load_model", "meet"):  # to meet is to wait for a peer that may be loading

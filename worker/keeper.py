@@ -61,6 +61,7 @@ class Keeper(threading.Thread):
         self._listeners: dict[int, Events] = {}  # by rank
         self.incarnation = -1
         self.starts = 0
+        self.least_memory = 0  # bytes of the smallest device; 0 before the first start
         self._start_timeout_s = start_timeout_s
         self._stop_at: float | None = None
         self._lock = threading.Lock()  # over _ranks: the keeper changes it, tasks read it
@@ -94,18 +95,20 @@ class Keeper(threading.Thread):
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def listen(self, ranks: Sequence[int]) -> Events:
-        """What these ranks say from now on, until somebody else listens to them."""
+    def listen(self, ranks: Sequence[int]) -> tuple[Events, int]:
+        """What these ranks say from now on, until somebody else listens to them; and the
+        incarnation that the caller has to do with."""
         events: Events = queue.SimpleQueue()
         self._listeners.update(dict.fromkeys(ranks, events))
-        return events
+        return events, self.incarnation
 
     def _hear(self, rank: int, event: FromRank | Gone) -> None:
         if (events := self._listeners.get(rank)) is not None:
             events.put(event)
 
-    def send(self, ranks: list[int], message: ToRank) -> None:
-        """To ranks that live; what a dead one misses its Gone event tells."""
+    def send(self, ranks: list[int], message: ToRank) -> bool:
+        """To ranks that live; what a dead one misses its Gone event tells. False where one that
+        lives takes nothing: then the group restarts."""
         data = encode(message)
         with self._lock:
             sockets = [self._ranks[rank].socket for rank in ranks if rank in self._ranks]
@@ -115,9 +118,14 @@ class Keeper(threading.Thread):
         except OSError as error:
             logger.error("a rank can't be reached: %s", error)
             self.kill()
+            return False
+        return True
 
-    def kill(self) -> None:
-        """SIGKILL to every rank; the next incarnation follows by itself."""
+    def kill(self, incarnation: int | None = None) -> None:
+        """SIGKILL to every rank; the next incarnation follows by itself. incarnation: only if it
+        lives still, since who asks may be late."""
+        if incarnation is not None and incarnation != self.incarnation:
+            return
         self.ready.clear()
         with self._lock:
             hellos = [c.hello for c in self._ranks.values() if c.hello]
@@ -138,11 +146,6 @@ class Keeper(threading.Thread):
                 for rank, c in sorted(self._ranks.items())
                 if c.hello
             ]
-
-    def least_memory(self) -> int:
-        """Bytes that the smallest of the devices has; 0 while none is known."""
-        with self._lock:
-            return min((c.hello.memory_bytes for c in self._ranks.values() if c.hello), default=0)
 
     def _start_agent(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -203,6 +206,7 @@ class Keeper(threading.Thread):
         if len(self._ranks) == self.size:
             logger.info("group of %d ready, incarnation %d", self.size, self.incarnation)
             self.starts += 1
+            self.least_memory = min(c.hello.memory_bytes for c in self._ranks.values() if c.hello)
             self.ready.set()
 
     def _lost(self, connection: Connection) -> None:

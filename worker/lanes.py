@@ -45,11 +45,24 @@ class Lanes:
         self._free = set(range(size))
         self._changed = threading.Condition()
         self._turn = threading.Lock()
+        self._jobs = 0
 
     @property
     def idle(self) -> bool:
         """Whether a job could be claimed at once."""
-        return bool(self._free) and not self._turn.locked()
+        spare = self._jobs < self._size + 1  # the threads of worker/bootstep.py
+        return bool(self._free) and spare and not self._turn.locked()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """A job is being looked after by a thread, with or without a lane."""
+        with self._changed:
+            self._jobs += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._jobs -= 1
 
     def turn(self, leaving: Callable[[], bool]) -> "Turn | None":
         """Waits until it is the caller's turn to claim and a rank is free; None if leaving() first.
@@ -58,13 +71,19 @@ class Lanes:
         nobody narrower overtakes.
         """
         while not leaving():
-            if self._turn.acquire(timeout=TICK_S):
+            if not self._turn.acquire(timeout=TICK_S):
+                continue
+            turn = Turn(self._turn)
+            try:
                 while not leaving():
                     with self._changed:
                         if self._free:
-                            return Turn(self._turn)
+                            return turn
                         self._changed.wait(TICK_S)
-                self._turn.release()
+            except BaseException:
+                turn.end()
+                raise
+            turn.end()
         return None
 
     def free(self) -> frozenset[int]:

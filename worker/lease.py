@@ -121,7 +121,7 @@ class Lease:
         delay = 0.2
         while True:
             try:
-                return self._hold(call, stoppable)
+                return self.hold(call, stoppable)
             except StorageUnavailable as error:
                 logger.warning("%s: %s; again in %.1f s", self.claim.id, error, delay)
             until = time.monotonic() + delay
@@ -130,7 +130,7 @@ class Lease:
                 time.sleep(0.1)
             delay = min(5.0, delay * 2)
 
-    def _hold(self, call: Callable[[], R], stoppable: bool) -> R:
+    def hold(self, call: Callable[[], R], stoppable: bool) -> R:
         """Runs the call in a thread that may be left behind, and renews meanwhile."""
         future: Future[R] = Future()
 

@@ -31,7 +31,7 @@ class Meter:
         now = time.monotonic()
         share = SHARE.get(event.stage, 0.0)
         if event.stage == "denoise":
-            share += (SHARE["vae_decode"] - share) * event.step / max(1, event.steps)
+            share += (SHARE["vae_decode"] - share) * min(1.0, event.step / max(1, event.steps))
             if event.step > 1:
                 self._steps.append(now - self._step_at[event.rank])
             self._step_at[event.rank] = now

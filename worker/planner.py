@@ -47,11 +47,13 @@ class Room:
             return replace(replica, shard=True)
         return replica
 
-    def refusal(self, spec: ModelSpec) -> str:
-        wanted = ceil(self.weights / (SHARED * self.memory))
+    def refusal(self, spec: ModelSpec, request: JobRequest) -> str:
+        wide = (replica for ranks in range(1, 65) for replica in _replicas(spec, request, ranks))
+        enough = min((r.replica_width for r in wide if self.placed(r)), default=None)
+        would = f"{enough} ranks that share them would do" if enough else "no split of it would do"
         return (
             f"{spec.id} has {self.weights / 1e9:.3g} GB of weights and a rank here "
-            f"{self.memory / 1e9:.3g} GB of memory: {wanted} ranks that share them would do."
+            f"{self.memory / 1e9:.3g} GB of memory: {would}."
         )
 
 
@@ -74,7 +76,7 @@ def choices(
         found = [choose(spec, request, width, least_memory, room) for width in widths]
     possible = [choice for choice in found if choice is not None]
     if not possible:
-        raise InvalidInput(room.refusal(spec))
+        raise InvalidInput(room.refusal(spec, request))
     return possible
 
 
@@ -86,7 +88,8 @@ def _explicit(spec: ModelSpec, request: JobRequest, ranks: int, room: Room) -> C
     if plan is None:
         return None
     width = next(w for w in divisors(ranks) if w >= plan.width and w % plan.replica_width == 0)
-    return Choice(width, plan, _duration(plan, len(items(request))), "explicit")
+    reason = "explicit" if plan.shard == request.parallel.shard else "explicit, weights shared"
+    return Choice(width, plan, _duration(plan, len(items(request))), reason)
 
 
 def choose(
@@ -104,7 +107,7 @@ def choose(
         return None
     if least_memory:
         replica = max(replicas, key=lambda r: (r.ulysses * r.ring, r.ulysses, r.cfg))
-        replica = replace(replica, shard=replica.replica_width > 1)
+        replica = replace(replica, shard=replica.replica_width > 1 and room.weights > 0)
         reason = "least memory"
     elif Plan() in replicas and asked.frames == 1 and asked.pixels <= SPLIT_ABOVE_PIXELS:
         replica, reason = Plan(), "small images are dealt whole"

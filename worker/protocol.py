@@ -112,6 +112,7 @@ class Ended:
     canceled: bool
 
 
+Event = Progress | Done | Tick | Ended
 ToRank = Run | Cancel | Exit
 FromRank = Hello | Progress | Done | Failed | Canceled
 Message = ToRank | FromRank

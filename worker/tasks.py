@@ -3,13 +3,12 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from celery import Task, shared_task
 
-from jobs.catalog import weights_bytes
 from jobs.errors import (
     DeadlineExceeded,
     Internal,
@@ -18,18 +17,20 @@ from jobs.errors import (
     JobError,
     LeaseLost,
     OutOfMemory,
+    StorageUnavailable,
     StoreUnavailable,
 )
 from jobs.queue import GPU_QUEUE, RUN, send_hint
 from jobs.record import Claim, JobState
 from jobs.request import Item, items, stored_request
+from jobs.weights import weights_bytes
 from worker.fleet import Fleet
 from worker.lanes import Turn, choose_lane
 from worker.lease import CancelWished, Lease, persist
 from worker.meter import UPLOAD, Meter
 from worker.plan import Plan
 from worker.planner import Room, choices
-from worker.protocol import Done, Ended, Progress
+from worker.protocol import Done, Ended, Event, Progress
 from worker.publish import Published, Rendered, Spool, commit, published, upload
 from worker.retries import Again, decide
 
@@ -54,7 +55,9 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     turn = fleet.lanes.turn(lambda: fleet.drain.begun)
     if turn is None:
         return None
-    with turn:
+    with turn, fleet.lanes.counted():
+        if not fleet.group.wait_ready():  # it may have restarted since
+            return None
         try:
             claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
         except StoreUnavailable as error:  # the reaper sends the hint again
@@ -63,7 +66,11 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
         if claim is None:
             return None
         logger.info("%s: attempt %d", claim.id, claim.attempt)
-        state = Attempt(self, fleet, claim, turn).run()
+        attempt = Attempt(self, fleet, claim, turn)
+        try:
+            state = attempt.run()
+        finally:
+            attempt.turn.end()
     logger.info("%s: %s", claim.id, state)
     if state is JobState.FAILED:
         raise JobFailed(claim.id)
@@ -74,7 +81,7 @@ class Attempt:
     """One attempt at one job, from the claim to its last word."""
 
     def __init__(self, task: Task, fleet: Fleet, claim: Claim, turn: Turn) -> None:
-        self._task, self._fleet, self._claim, self._turn = task, fleet, claim, turn
+        self._task, self._fleet, self._claim, self.turn = task, fleet, claim, turn
         self._lease = Lease(fleet.store, claim, fleet.drain)
         self._spool = Spool(fleet.settings.spool, claim)
         self._event_at = 0.0
@@ -108,11 +115,11 @@ class Attempt:
     def _result(self) -> Published:
         storage, claim = self._fleet.storage, self._claim
         if claim.attempt > 1:  # an attempt before this one may have died just after its commit
-            earlier = self._lease.insist(lambda: published(storage, claim.id))
+            earlier = self._earlier()
             if earlier:
                 return earlier
         rendered = self._spool.load() or self._render()
-        self._turn.end()  # to upload takes no rank
+        self.turn.end()  # to upload takes no rank
         self._tell({"value": UPLOAD, "stage": "upload"})
         began = time.monotonic()
         artifacts = self._lease.insist(lambda: upload(storage, claim, rendered))
@@ -124,6 +131,27 @@ class Attempt:
             lambda: commit(storage, claim, artifacts, metrics), stoppable=False
         )
 
+    def _earlier(self) -> Published | None:
+        """What an attempt before this one has published. While the storage is away others may
+        claim: the turn is given up for that long."""
+        storage, id = self._fleet.storage, self._claim.id
+        try:
+            return self._lease.hold(lambda: published(storage, id), stoppable=True)
+        except StorageUnavailable:
+            self.turn.end()
+        earlier = self._lease.insist(lambda: published(storage, id))
+        turn = None if earlier else self._fleet.lanes.turn(self._leaving)
+        if turn is not None:
+            self.turn = turn
+        elif not earlier:
+            self._lease.check()
+            raise Interrupted("The worker stopped before the job began.")
+        return earlier
+
+    def _leaving(self) -> bool:
+        self._lease.renew()
+        return self._fleet.drain.begun or self._lease.stop.is_set()
+
     def _render(self) -> Rendered:
         fleet, claim = self._fleet, self._claim
         request = stored_request(claim.request)
@@ -131,11 +159,11 @@ class Attempt:
             raise InvalidInput(f"This worker's catalogue has no model {request.model!r}.")
         ran_out = any(error["code"] == OutOfMemory.code for error in claim.errors)
         spec, settings = fleet.catalog[request.model], fleet.settings
-        weights = weights_bytes(spec.source(settings.models_dir))
+        weights = weights_bytes(spec.source(settings.models_dir), spec.dtype)
         room = Room(weights, fleet.group.least_memory())
         options = choices(spec, request, fleet.group.size, ran_out, room)
         choice, why = choose_lane(options, self._waiting(), fleet.lanes.free(), fleet.group.size)
-        with fleet.lanes.lane(choice.width, self._turn, self._wait_for_ranks) as lane:
+        with fleet.lanes.lane(choice.width, self.turn, self._wait_for_ranks) as lane:
             about = {
                 **asdict(choice.plan),
                 "width": choice.plan.width,
@@ -165,19 +193,28 @@ class Attempt:
             claim.id, claim.request, work, plan, lane, self._spool.folder, self._lease.stop
         )
         with contextlib.closing(stream):
-            for event in stream:
-                if isinstance(event, Progress):
-                    self._tell(meter.progress(event))
-                elif isinstance(event, Done):
-                    meter.done(event)
-                elif isinstance(event, Ended) and event.canceled:
-                    self._spool.clear_attempt()
-                    self._lease.check()
-                else:
-                    self._lease.renew()
+            try:
+                self._follow(stream, meter)
+            except LeaseLost:
+                self._lease.stop.set()  # and not the group: other jobs run there
+                for _event in stream:
+                    pass
+                raise
         rendered = Rendered(meter.files(), meter.metrics(), about)
         self._spool.keep(rendered)
         return rendered
+
+    def _follow(self, stream: Iterator[Event], meter: Meter) -> None:
+        for event in stream:
+            if isinstance(event, Progress):
+                self._tell(meter.progress(event))
+            elif isinstance(event, Done):
+                meter.done(event)
+            elif isinstance(event, Ended) and event.canceled:
+                self._spool.clear_attempt()
+                self._lease.check()
+            else:
+                self._lease.renew()
 
     def _tell(self, progress: dict[str, Any]) -> None:
         """To the record, and at most once a second to Flower, where the state is PROGRESS."""

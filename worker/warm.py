@@ -5,11 +5,12 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
-from jobs.catalog import weights_bytes
 from jobs.errors import FleetError
 from jobs.parse import parse_request
-from jobs.request import items
+from jobs.request import input_fields, items
+from jobs.weights import weights_bytes
 from worker.fleet import Fleet
 from worker.plan import divisors
 from worker.planner import Room, choose
@@ -17,6 +18,10 @@ from worker.planner import Room, choose
 logger = logging.getLogger(__name__)
 
 STEPS = 2  # the second is not the first
+BLANK = (  # a white pixel
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEA"
+    "sTj2GgAAAABJRU5ErkJggg=="
+)
 
 
 def warm(fleet: Fleet) -> None:
@@ -35,12 +40,18 @@ def warm(fleet: Fleet) -> None:
 
 def _run(fleet: Fleet, model: str, ranks: int) -> None:
     """The plan of a lane of `ranks` ranks, on every such lane at once."""
-    lanes = fleet.group.size // ranks
-    question = {"prompt": "warm", "seed": 0, "n": lanes, "num_inference_steps": STEPS}
+    lanes, spec = fleet.group.size // ranks, fleet.catalog[model]
+    question: dict[str, Any] = {
+        "prompt": "warm",
+        "seed": 0,
+        "n": lanes,
+        "num_inference_steps": STEPS,
+    }
+    question |= dict.fromkeys({"image", "mask"} & input_fields(spec.tasks[0]), BLANK)
     request, _ = parse_request({"model": model, "input": question}, fleet.catalog)
     one = request.model_copy(update={"input": request.input.model_copy(update={"n": 1})})
-    spec = fleet.catalog[model]
-    room = Room(weights_bytes(spec.source(fleet.settings.models_dir)), fleet.group.least_memory())
+    weights = weights_bytes(spec.source(fleet.settings.models_dir), spec.dtype)
+    room = Room(weights, fleet.group.least_memory())
     choice = choose(spec, one, ranks, room=room)
     if choice is None:  # a wider lane will do
         return

@@ -96,6 +96,7 @@ def _named(error: Exception, clean: bool) -> JobError:
     short = ("out of memory", "ALLOC_FAILED")
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in text for w in short):
         return OutOfMemory(f"Rank {dist.get_rank()} ran out of memory.")
-    if isinstance(error, PeerFailed) or clean:
+    fault = isinstance(error, RuntimeError | OSError)  # of a GPU, of NCCL, of a peer
+    if isinstance(error, PeerFailed) or clean or not fault:
         return Internal(text)
     return RankDied(f"Rank {dist.get_rank()}: {text}")

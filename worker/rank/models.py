@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from jobs.catalog import Catalog, ModelSpec, weights_bytes
+from jobs.catalog import Catalog, ModelSpec
 from jobs.errors import ModelLoadFailed
+from jobs.weights import weights_bytes
 from worker.rank import memory
 from worker.rank.embeddings import remember_prompts
 from worker.rank.parallel import denoisers
@@ -28,11 +30,14 @@ Key = tuple[str, Loader, int]  # the model, its adapter's load(), the ranks that
 
 def compile_blocks(pipeline: Any) -> None:
     """Has each denoiser's repeated block compiled at its first run, for every plan and size."""
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = 256  # of all models, plans and sizes together
+    usual, _ = _AttentionBackendRegistry.get_active_backend()
     for denoiser in denoisers(pipeline):
         if denoiser.dtype in (torch.bfloat16, torch.float16):
             denoiser.set_attention_backend("_native_cudnn")
         denoiser.compile_repeated_blocks(dynamic=False)
+    # set_attention_backend() also sets it for every model that has chosen none.
+    _AttentionBackendRegistry.set_active_backend(usual)
 
 
 class Models:
@@ -53,7 +58,8 @@ class Models:
         # Tasks that load alike share a pipeline.
         key = model, self.adapter(model, task).load, width
         if key not in self._loaded:
-            need = HEADROOM * weights_bytes(self._source(model)) / width
+            self._evict_other_placements(key)
+            need = HEADROOM * weights_bytes(self._source(model), self._spec(model).dtype) / width
             while self._loaded and memory.free_bytes() < need:
                 self._evict()
             pipeline = self._try(model, task, mesh) if self._loaded else None
@@ -64,6 +70,12 @@ class Models:
             self._loaded[key] = pipeline
         self._loaded.move_to_end(key)
         return self._loaded[key]
+
+    def _evict_other_placements(self, wanted: Key) -> None:
+        """A model is whole or shared, not both: it is shared because room is scarce."""
+        for key in [k for k in self._loaded if k[:2] == wanted[:2]]:
+            self._loaded.move_to_end(key, last=False)
+            self._evict()
 
     def shrink(self) -> None:
         """Keeps only the model used last: another one's job has run out of memory."""

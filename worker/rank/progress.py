@@ -71,14 +71,15 @@ class ItemProgress:
         if not (self.lead or spread):
             yield False
             return
+        self.together = spread and not self.replica.alone
         with self.stage("vae_decode"):
-            self.together = spread and not self.replica.alone
             yield True
         self.together = False
 
     @contextlib.contextmanager
-    def denoise(self, steps: int) -> Iterator[Callable[..., Any]]:
-        """Yields a callback_on_step_end for a diffusers pipeline.
+    def denoise(self, steps: int, then: str | None = None) -> Iterator[Callable[..., Any]]:
+        """Yields a callback_on_step_end for a diffusers pipeline. then: the stage that follows the
+        last step within the same call of it.
 
         The flag of step i travels (gloo, 4 bytes) while step i+1 computes and is read at its end,
         so all ranks stop at the same step at no cost. Not `pipe._interrupt`: that still decodes.
@@ -91,14 +92,17 @@ class ItemProgress:
         fence = _Fence()
 
         def on_step_end(
-            _pipe: Any, step: int, _time: Any, tensors: dict[str, Any]
+            pipe: Any, step: int, _time: Any, tensors: dict[str, Any]
         ) -> dict[str, Any]:
             fence.pass_one()
             if self._debug and not self.replica.alone:
                 self._compare(tensors["latents"])
             if flag.raised(self._wished()):
                 raise Stopped(step + 1)
-            self._tell("denoise", step + 1, steps)
+            known = getattr(pipe, "num_timesteps", steps)  # a strength below 1 makes them fewer
+            self._tell("denoise", step + 1, known)
+            if then and step + 1 == known:
+                self._tell(then, 0, 0)
             return tensors
 
         yield on_step_end

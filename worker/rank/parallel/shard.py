@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import T5EncoderModel, UMT5EncoderModel
 
-from jobs.catalog import ModelSpec, weights_bytes
+from jobs.catalog import ModelSpec
 from jobs.errors import ModelLoadFailed
+from jobs.weights import component_bytes
 
 AS_STORED = (T5EncoderModel, UMT5EncoderModel)  # their files name weights as the modules do
 WORTH = 0.1  # of the whole model's bytes: a smaller part is copied to each rank
@@ -34,12 +35,13 @@ def sharded_parts(
     """The large components of a pipeline, by name: its denoisers and text encoders."""
     folder = Path(source if Path(source).is_dir() else DiffusionPipeline.download(source))
     index = json.loads((folder / "model_index.json").read_text())
-    whole, dtype = weights_bytes(str(folder)), getattr(torch, spec.dtype)
+    dtype = getattr(torch, spec.dtype)
+    bytes_of = {name: component_bytes(folder / name, spec.dtype) for name in index}
     parts = {}
     for name, kind in index.items():
-        if not name.startswith(("transformer", "text_encoder")) or kind == [None, None]:
+        if not name.startswith(("transformer", "unet", "text_encoder")) or kind == [None, None]:
             continue
-        if weights_bytes(str(folder / name)) >= WORTH * whole:
+        if bytes_of[name] >= WORTH * sum(bytes_of.values()):
             library, class_name = kind
             made = getattr(importlib.import_module(library), class_name)
             parts[name] = load_sharded(made, folder / name, dtype, mesh, device)
@@ -85,9 +87,12 @@ def _typed(model: nn.Module, dtype: torch.dtype) -> set[nn.Parameter]:
 
 
 def _share(model: nn.Module, mesh: Any, whole: set[nn.Parameter]) -> nn.Module:
+    # The root too gathers anew each time: else a rank that has loaded the model again, its peers
+    # not, would be a gather ahead of them.
+    again = {"mesh": mesh, "reshard_after_forward": True}
     for block in _blocks(model):
-        fully_shard(block, mesh=mesh, ignored_params=whole & set(block.parameters()))
-    fully_shard(model, mesh=mesh, ignored_params=whole)
+        fully_shard(block, ignored_params=whole & set(block.parameters()), **again)
+    fully_shard(model, ignored_params=whole, **again)
     return model
 
 

@@ -43,10 +43,8 @@ def run(
     progress: ItemProgress,
 ) -> Iterator[np.ndarray]:
     called = _for_task(pipeline, request.task)
-    asked = request.input
-    strength = getattr(asked, "strength", 1.0)
-    steps = max(1, min(asked.num_inference_steps, int(asked.num_inference_steps * strength)))
-    with progress.denoise(steps) as on_step_end:
+    steps = request.input.num_inference_steps
+    with progress.denoise(steps, then="vae_decode") as on_step_end:
         drawn = called(
             prompt=prompt,
             **_taken(called, pipeline.spec, request),
