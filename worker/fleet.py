@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from jobs.artifacts import ArtifactStorage
-from jobs.catalog import Catalog
+from jobs.catalog import Catalog, ModelSpec
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.weights import weights_bytes
 from worker.group import Group
 from worker.lanes import Lanes
 from worker.lease import Drain
+from worker.planner import Room
 
 
 @dataclass
@@ -20,3 +22,8 @@ class Fleet:
     group: Group
     drain: Drain
     lanes: Lanes
+
+    def room(self, spec: ModelSpec) -> Room:
+        """For a model's weights, on the ranks of this worker."""
+        source = spec.source(self.settings.models_dir)
+        return Room(weights_bytes(source, spec.dtype), self.group.least_memory())

@@ -23,13 +23,12 @@ from jobs.errors import (
 from jobs.queue import GPU_QUEUE, RUN, send_hint
 from jobs.record import Claim, JobState
 from jobs.request import Item, items, stored_request
-from jobs.weights import weights_bytes
 from worker.fleet import Fleet
 from worker.lanes import Turn, choose_lane
 from worker.lease import CancelWished, Lease, persist
 from worker.meter import UPLOAD, Meter
 from worker.plan import Plan
-from worker.planner import Room, choices
+from worker.planner import choices
 from worker.protocol import Done, Ended, Event, Progress
 from worker.publish import Published, Rendered, Spool, commit, published, upload
 from worker.retries import Again, decide
@@ -158,10 +157,8 @@ class Attempt:
         if request.model not in fleet.catalog:
             raise InvalidInput(f"This worker's catalogue has no model {request.model!r}.")
         ran_out = any(error["code"] == OutOfMemory.code for error in claim.errors)
-        spec, settings = fleet.catalog[request.model], fleet.settings
-        weights = weights_bytes(spec.source(settings.models_dir), spec.dtype)
-        room = Room(weights, fleet.group.least_memory())
-        options = choices(spec, request, fleet.group.size, ran_out, room)
+        spec = fleet.catalog[request.model]
+        options = choices(spec, request, fleet.group.size, ran_out, fleet.room(spec))
         choice, why = choose_lane(options, self._waiting(), fleet.lanes.free(), fleet.group.size)
         with fleet.lanes.lane(choice.width, self.turn, self._wait_for_ranks) as lane:
             about = {

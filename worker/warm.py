@@ -10,10 +10,9 @@ from typing import Any
 from jobs.errors import FleetError
 from jobs.parse import parse_request
 from jobs.request import input_fields, items
-from jobs.weights import weights_bytes
 from worker.fleet import Fleet
 from worker.plan import divisors
-from worker.planner import Room, choose
+from worker.planner import choose
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +49,7 @@ def _run(fleet: Fleet, model: str, ranks: int) -> None:
     question |= dict.fromkeys({"image", "mask"} & input_fields(spec.tasks[0]), BLANK)
     request, _ = parse_request({"model": model, "input": question}, fleet.catalog)
     one = request.model_copy(update={"input": request.input.model_copy(update={"n": 1})})
-    weights = weights_bytes(spec.source(fleet.settings.models_dir), spec.dtype)
-    room = Room(weights, fleet.group.least_memory())
-    choice = choose(spec, one, ranks, room=room)
+    choice = choose(spec, one, ranks, room=fleet.room(spec))
     if choice is None:  # a wider lane will do
         return
     plan = replace(choice.plan, data=fleet.group.size // choice.plan.replica_width)

@@ -4,28 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline
 
-from jobs.catalog import ModelSpec
 from jobs.images import picture
 from jobs.request import ImageToVideo
-from worker.rank.pipelines.text_to_video import pictures
+from worker.rank.pipelines.text_to_video import load, pictures
 from worker.rank.progress import ItemProgress
 
-
-def load(
-    spec: ModelSpec, source: str, device: torch.device, **parts: torch.nn.Module
-) -> WanImageToVideoPipeline:
-    # The VAE stays in float32: in bfloat16 Wan's loses detail that is seen.
-    vae = AutoencoderKLWan.from_pretrained(
-        source, subfolder="vae", dtype=torch.float32, use_safetensors=True
-    )
-    pipeline = WanImageToVideoPipeline.from_pretrained(
-        source, vae=vae, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
-    )
-    pipeline.spec = spec
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+__all__ = ["load", "run"]
 
 
 def run(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
 
 from jobs.catalog import ModelSpec
 from jobs.request import TextToImage, TextToVideo
@@ -14,12 +14,13 @@ from worker.rank.progress import ItemProgress
 
 def load(
     spec: ModelSpec, source: str, device: torch.device, **parts: torch.nn.Module
-) -> WanPipeline:
+) -> DiffusionPipeline:
     # The VAE stays in float32: in bfloat16 Wan's loses detail that is seen.
     vae = AutoencoderKLWan.from_pretrained(
         source, subfolder="vae", dtype=torch.float32, use_safetensors=True
     )
-    pipeline = WanPipeline.from_pretrained(
+    # The repository says which: from text, or from a picture.
+    pipeline = DiffusionPipeline.from_pretrained(
         source, vae=vae, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
     )
     pipeline.spec = spec
