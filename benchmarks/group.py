@@ -65,6 +65,8 @@ def fleet_up(
         finally:
             fleet.send_signal(signal.SIGTERM)
             fleet.wait(60)
+            if logs:
+                logs.mkdir(parents=True, exist_ok=True)
             for log in (Path(data) / "logs").glob("*.log") if logs else ():
                 (logs / log.name).write_bytes(log.read_bytes())
 

@@ -57,7 +57,8 @@ def _compute(
     adapter = models.adapter(request.model, request.task)
     with progress.stage("load_model"):
         pipeline = models.get(request.model, request.task, parallelism.mesh(plan))
-        parallelism.apply(pipeline, plan)
+        with progress.timed("plan"):
+            parallelism.apply(pipeline, plan)
         memory.check_devices(pipeline, models.device)
     if plan.shard:
         progress.join()

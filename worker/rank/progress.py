@@ -61,6 +61,11 @@ class ItemProgress:
         if self._wished() and (self.replica.alone or self.met) and not self.together:
             raise Stopped(0)
         self._tell(name, 0, 0)
+        with self.timed(name):
+            yield
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
         began = time.monotonic()
         yield
         self.timings[f"{name}_s"] = time.monotonic() - began
