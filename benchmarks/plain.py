@@ -2,6 +2,7 @@
 
 `python -m benchmarks.plain FOLDER`, or, split by diffusers' own Ulysses,
 `torchrun --nproc-per-node N -m benchmarks.plain FOLDER`. Rank 0 prints seconds as one line of JSON.
+With `--engine cache-dit` by that one's Ulysses, blocks compiled, none of its lossy caches.
 bfloat16, VAE in float32, the fleet's ffmpeg settings; a run of two steps before the clock starts.
 """
 
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--engine", choices=["diffusers", "cache-dit"], default="diffusers")
     asked = parser.parse_args()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(rank)
@@ -97,11 +99,18 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     if WORLD > 1:
         dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    if asked.engine == "cache-dit":
+        import cache_dit
+
+        split = cache_dit.ParallelismConfig(ulysses_size=WORLD)
+        cache_dit.enable_cache(pipe, parallelism_config=split)
+        pipe.transformer.compile_repeated_blocks(dynamic=False)
+    elif WORLD > 1:
         pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=WORLD))
     run(pipe, asked, 2)
     took = run(pipe, asked, asked.steps)
     if rank == 0:
-        name = f"diffusers ulysses={WORLD}" if WORLD > 1 else "diffusers"
+        name = f"{asked.engine} ulysses={WORLD}" if WORLD > 1 else asked.engine
         tflops = {} if WORLD > 1 else {"matmul_tflops": matmul_tflops()}
         print(json.dumps({"name": name, **took, **tflops}), flush=True)
     if WORLD > 1:

@@ -36,15 +36,19 @@ def main() -> None:
     options.add_argument("--height", type=int, default=480)
     options.add_argument("--n", type=int, default=1, help="outputs of a job")
     options.add_argument("--plans", nargs="+", default=PLANS, help="the first is compared with")
-    options.add_argument("--no-plain", action="store_true", help="it is run for Wan alone")
+    options.add_argument("--plain", nargs="*", default=["diffusers"], help="engines; Wan alone")
     options.add_argument("--no-preload", action="store_true", help="before the first job")
     options.add_argument("--logs", type=Path)
     asked = options.parse_args()
     print(f"{'':<24}{''.join(f'{s[:-2]:>13}' for s in STAGES)}  of matmul  peak GiB by rank")
-    rows = [] if asked.no_plain else [plain(asked, ranks) for ranks in sorted({1, asked.ranks})]
-    tflops = rows[0]["matmul_tflops"] if rows else 0
-    for row in rows:
-        show(asked, row, tflops)
+    rows: list[dict[str, Any]] = []
+    tflops = 0.0
+    for engine in asked.plain:
+        for ranks in sorted({1, asked.ranks} if engine == "diffusers" else {asked.ranks}):
+            if row := plain(asked, ranks, engine):
+                rows.append(row)
+                tflops = rows[0]["matmul_tflops"]
+                show(asked, row, tflops)
     preload = {} if asked.no_preload else {"FLEET_PRELOAD": asked.model}
     with fleet_up(asked.ranks, asked.models, asked.logs, **preload) as (client, _):
         for name in asked.plans:
@@ -71,13 +75,16 @@ def read(plan: str) -> dict[str, int | bool]:
     return {name: int(degree) if equals else True for name, equals, degree in parts}
 
 
-def plain(asked: argparse.Namespace, ranks: int) -> dict[str, Any]:
+def plain(asked: argparse.Namespace, ranks: int, engine: str) -> dict[str, Any] | None:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     size = ["--width", str(asked.width), "--height", str(asked.height)]
     folder = str(Path(asked.models) / asked.model)
     command = [sys.executable, *launcher, "-m", "benchmarks.plain", folder, *size]
-    command += ["--steps", str(asked.steps)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command += ["--steps", str(asked.steps), "--engine", engine]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"{engine} on {ranks} GPUs failed")
+        return None
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**row, "ranks": ranks, "peaks": [row["peak_gib"]]}
 

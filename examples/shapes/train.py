@@ -88,7 +88,7 @@ def _forget_the_past(vae: nn.Module) -> None:
 
 @torch.no_grad()
 def make_latents(
-    pipeline: WanPipeline, file: Path, count: int, device: torch.device
+    pipeline: WanPipeline, file: Path, count: int, seed: int, device: torch.device
 ) -> tuple[list[Scene], torch.Tensor]:
     """Clips of the training set, and their normalised latents [count, 16, 7, 16, 16].
 
@@ -96,7 +96,7 @@ def make_latents(
     is mostly noise then, and the transformer learns none of it. Their mean and deviation go into
     the VAE's config.
     """
-    seed = 1_000_000 + RANK  # each rank has clips of its own
+    seed = seed * 1_000_000 + RANK  # each rank has clips of its own
     rng, generator = random.Random(seed), torch.Generator(device).manual_seed(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     if not file.exists():
@@ -169,6 +169,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=14000, help="of the transformer")
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--clips", type=int, default=50_000, help="that each rank learns from")
+    parser.add_argument("--seed", type=int, default=1, help="of the clips; at least 1")
     parser.add_argument("--lr", type=float, default=1e-3, help="at one rank, at its highest")
     parser.add_argument("--begin", type=Path, help="with the weights of this pipeline, not anew")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds, in place of steps")
@@ -203,7 +204,7 @@ def stages(asked: argparse.Namespace) -> Iterator[bool]:
         if RANK == 0:
             whole_or_not(vae, pipeline.vae.save_pretrained)
     file = asked.folder / f"latents-{RANK}.pt"
-    scenes, latents = make_latents(pipeline, file, asked.clips, device)
+    scenes, latents = make_latents(pipeline, file, asked.clips, asked.seed, device)
     modules = [pipeline.text_encoder, pipeline.transformer]
     lr = asked.lr * math.sqrt(WORLD)  # the batch grows with the ranks
     training = Training(asked.folder / "transformer.pt", modules, asked.steps, lr, 0.9995)

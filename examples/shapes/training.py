@@ -43,14 +43,13 @@ class Training:
         self._lr, self._decay = lr, decay
         weights = [p for module in modules for p in module.parameters()]
         self._weights = weights
-        self._optimizer = torch.optim.AdamW(
-            weights, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=weights[0].is_cuda
-        )
+        self._optimizers = _optimizers(modules, lr)
         self._average = [p.detach().clone() for p in weights]
         self.done, self._spent = 0, 0.0
         if file.exists():
             state = torch.load(file, map_location=weights[0].device)
-            self._optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.done, self._spent = state["done"], state["spent"]
             for p, saved in zip(weights, state["weights"], strict=True):
                 p.data.copy_(saved)
@@ -67,14 +66,16 @@ class Training:
         told, told_at = self.done, began
         share, late = self._look(0)[0], False  # a call gets on, however short
         while share < 1 and not late:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._lr * _schedule(self.done, share)
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self._lr * _schedule(self.done, share)
             loss = loss_of(self.done)
             loss.backward()
             self._share_gradients()
             nn.utils.clip_grad_norm_(self._weights, 1.0)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            for optimizer in self._optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.done += 1
             keep = min(self._decay, self.done / (self.done + 20))
             torch._foreach_lerp_(self._average, [p.data for p in self._weights], 1 - keep)
@@ -128,9 +129,25 @@ class Training:
             "spent": self._spent,
             "weights": [p.data for p in self._weights],
             "average": self._average,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
         whole_or_not(self._file, lambda unfinished: torch.save(state, unfinished))
+
+
+def _optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of transformer blocks, scaled to AdamW's rates; AdamW for the rest."""
+    matrices = [
+        layer.weight
+        for module in modules
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and "block" in name
+    ]
+    muons = {id(p) for p in matrices}
+    rest = [p for module in modules for p in module.parameters() if id(p) not in muons]
+    adam = torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.01, fused=rest[0].is_cuda)
+    if not matrices:
+        return [adam]
+    return [adam, torch.optim.Muon(matrices, lr, 0.01, adjust_lr_fn="match_rms_adamw")]
 
 
 def _schedule(step: int, share: float) -> float:
