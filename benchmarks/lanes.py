@@ -20,43 +20,52 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=10)
     asked = options.parse_args()
     seconds = {}
-    for ranks in (1, asked.ranks):
+    for ranks in (asked.ranks, 1):
         with fleet_up(ranks, asked.models, None, FLEET_PRELOAD=asked.model) as (client, _):
-            seconds[ranks] = deep_queue(client, asked)
-            if ranks > 1:
-                lone(client, asked)
-    gain = seconds[1] / seconds[asked.ranks]
-    print(f"{asked.jobs} queued jobs: {asked.ranks} ranks have {gain:.2f}x the throughput of one")
+            seconds[ranks] = measure(client, asked.model, ranks, asked.jobs, asked.steps)
+    gain(asked.jobs, seconds[asked.ranks], seconds[1])
 
 
-def submit(client: Client, asked: argparse.Namespace, parallel: Any) -> str:
-    question = {"prompt": "a", "seed": 1, "num_inference_steps": asked.steps}
-    id: str = client.submit({"model": asked.model, "input": question, "parallel": parallel})["id"]
+def measure(client: Client, model: str, ranks: int, jobs: int, steps: int) -> float:
+    """Seconds of the queue."""
+    took = deep_queue(client, model, jobs, steps)
+    if ranks > 1:
+        lone(client, model, ranks, steps)
+    return took
+
+
+def gain(jobs: int, many: float, one: float) -> None:
+    print(f"{jobs} queued jobs: {one / many:.2f}x the throughput of one rank", flush=True)
+
+
+def submit(client: Client, model: str, steps: int, parallel: Any) -> str:
+    question = {"prompt": "a", "seed": 1, "num_inference_steps": steps}
+    id: str = client.submit({"model": model, "input": question, "parallel": parallel})["id"]
     return id
 
 
-def deep_queue(client: Client, asked: argparse.Namespace) -> float:
+def deep_queue(client: Client, model: str, count: int, steps: int) -> float:
     began = time.monotonic()
-    ids = [submit(client, asked, "auto") for _ in range(asked.jobs)]
+    # Of one rank's size each: "auto" would give the first, alone in the queue, all ranks.
+    ids = [submit(client, model, steps, {"data": 1}) for _ in range(count)]
     jobs = [last(client, id) for id in ids]
     took = time.monotonic() - began
     assert all(job["status"] == "succeeded" for job in jobs)
     widths = [len(job["plan"]["lane"]) for job in jobs]
-    print(f"{asked.jobs} jobs in {took:.1f} s, ranks of each: {widths}", flush=True)
+    print(f"{count} jobs in {took:.1f} s, ranks of each: {widths}", flush=True)
     return took
 
 
-def lone(client: Client, asked: argparse.Namespace) -> None:
+def lone(client: Client, model: str, ranks: int, steps: int) -> None:
     by_plan = {}
-    half = asked.ranks // 2
     for name, parallel in (
         ("auto", "auto"),
-        ("ulysses", {"ulysses": asked.ranks}),
-        ("cfg", {"cfg": 2, "ulysses": half}),
+        ("ulysses", {"ulysses": ranks}),
+        ("cfg", {"cfg": 2, "ulysses": ranks // 2}),
         ("auto again", "auto"),
     ):
-        last(client, submit(client, asked, parallel))  # its first run makes communicators
-        job = last(client, submit(client, asked, parallel))
+        last(client, submit(client, model, steps, parallel))  # its first run makes communicators
+        job = last(client, submit(client, model, steps, parallel))
         by_plan[name] = job["metrics"]["total_s"]
         print(f"a lone job, {name}: {by_plan[name]:.2f} s, {job['plan']['reason']}", flush=True)
     best = min(by_plan["ulysses"], by_plan["cfg"])

@@ -2,6 +2,7 @@
 
 `python -m benchmarks.video --models FOLDER`, where FOLDER has the model (true_shapes.py). Whole
 jobs, from the request to the file in the storage. Each plan runs two steps before its measurement.
+With --queue N, then what lanes.py measures, on the same fleet.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lanes
 from benchmarks.group import fleet_up, last
 from cli.client import Client
 
@@ -30,6 +32,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--models", help="FLEET_MODELS_DIR; with it, benchmarks/models.toml")
     options.add_argument("--model", default=WAN)
+    options.add_argument("--prompt", default="a")
     options.add_argument("--ranks", type=int, default=4)
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--width", type=int, default=832)
@@ -38,6 +41,7 @@ def main() -> None:
     options.add_argument("--plans", nargs="+", default=PLANS, help="the first is compared with")
     options.add_argument("--plain", nargs="*", default=["diffusers"], help="engines; Wan alone")
     options.add_argument("--no-preload", action="store_true", help="before the first job")
+    options.add_argument("--queue", type=int, default=0, help="jobs, of 4 steps")
     options.add_argument("--logs", type=Path)
     asked = options.parse_args()
     print(f"{'':<24}{''.join(f'{s[:-2]:>13}' for s in STAGES)}  of matmul  peak GiB by rank")
@@ -55,9 +59,19 @@ def main() -> None:
             parallel = read(name)
             if prod(int(degree) for degree in parallel.values()) > asked.ranks:
                 continue
+            asked.prompt += " "  # the same to the model, but never encoded before
             switch = job(client, asked, name, parallel, 2)["plan_s"]
+            asked.prompt += " "
             rows.append(job(client, asked, name, parallel, asked.steps) | {"switch": switch})
             show(asked, rows[-1], tflops)
+        compare(asked, rows)
+        many = lanes.measure(client, asked.model, asked.ranks, asked.queue, 4) if asked.queue else 0
+    if asked.queue:
+        with fleet_up(1, asked.models, None, **preload) as (client, _):
+            lanes.gain(asked.queue, many, lanes.deep_queue(client, asked.model, asked.queue, 4))
+
+
+def compare(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     one = next(row for row in rows if row["name"] == asked.plans[0])
     for row in rows:
         peers = {r["name"]: r["total_s"] / row["total_s"] for r in (rows[0], one)}
@@ -66,7 +80,8 @@ def main() -> None:
         print(f"{row['name']:<24} whole job: {against}; memory {memory:.2f} of {one['name']}")
     switches = (f"{row['name']} {row['switch'] * 1000:.1f}" for row in rows if "switch" in row)
     print("milliseconds to put a plan in place of the one before:", "; ".join(switches))
-    print("files:", {row["name"]: row["sha256"][:12] for row in rows if "sha256" in row})
+    files = {row["name"]: row["sha256"][:12] for row in rows if "sha256" in row}
+    print("files:", files, flush=True)
 
 
 def read(plan: str) -> dict[str, int | bool]:
@@ -96,7 +111,7 @@ def job(
     parallel: dict[str, int | bool],
     steps: int,
 ) -> dict[str, Any]:
-    question = {"prompt": "a", "seed": 1, "num_inference_steps": steps, "n": asked.n}
+    question = {"prompt": asked.prompt, "seed": 1, "num_inference_steps": steps, "n": asked.n}
     question.update(width=asked.width, height=asked.height)
     body = {"model": asked.model, "input": question, "parallel": parallel}
     done = last(client, client.submit(body)["id"])

@@ -191,6 +191,9 @@ def _impossible_plan(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     if plan.shard and plan.width == plan.data:
         detail = "One rank for an output has no others to share the weights with."
         problems.append(Problem("/parallel/shard", "plan", detail))
+    if plan.spread_encoder and (plan.shard or plan.width == 1):
+        detail = "Its layers are shared already." if plan.shard else "One rank has no others."
+        problems.append(Problem("/parallel/spread_encoder", "plan", detail))
     counts = spec.shape.token_counts(asked.width, asked.height, asked.frames)
     if reason := spec.shape.refuses(plan.ulysses, plan.ring, counts):
         field = "ulysses" if plan.ulysses > 1 else "ring"

@@ -25,6 +25,7 @@ class Parallel(_Part):
     ulysses: int = Field(1, ge=1)
     ring: int = Field(1, ge=1)
     shard: bool = False
+    spread_encoder: bool = False
 
     @property
     def width(self) -> int:

@@ -22,6 +22,13 @@ def weights_bytes(source: str, dtype: str) -> int:
     return SIZES[dtype] * sum(_numbers(file) for file in kept)
 
 
+def encoder_bytes(source: str, dtype: str) -> int:
+    """Of a pipeline's text encoders alone."""
+    folder = _folder(source)
+    parts = folder.glob("text_encoder*") if folder is not None else ()
+    return sum(component_bytes(part, dtype) for part in parts)
+
+
 def component_bytes(folder: Path, dtype: str) -> int:
     """Of one component of a pipeline."""
     return SIZES[dtype] * sum(_numbers(file) for file in folder.glob("*.safetensors"))

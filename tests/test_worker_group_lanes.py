@@ -1,6 +1,7 @@
 """A real group of four ranks on gloo: several jobs at once, each on its lane."""
 
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.catalog import Catalog
-from jobs.errors import Internal, Interrupted, RankDied
+from jobs.errors import Internal, Interrupted, ModelLoadFailed, RankDied
 from jobs.settings import Settings
 from tests.fixtures.bench import Bench, rank_pids, ready
 from worker.group import Event, Group
@@ -89,6 +90,8 @@ EVERY_PLAN = [
     Plan(cfg=2, ring=2),
     Plan(ulysses=4, shard=True),
     Plan(cfg=2, ulysses=2, shard=True),
+    Plan(data=4, spread_encoder=True),
+    Plan(data=2, cfg=2, spread_encoder=True),
 ]
 
 
@@ -113,6 +116,19 @@ def test_a_cancel_ends_all_ranks_of_a_replica_at_the_same_step(
     again = bench.run("tiny-video", plan, num_inference_steps=2, **asked)
     alone = bench.run("tiny-video", Plan(), num_inference_steps=2, lane=(0,), **asked)
     assert again == alone, "and the next job is exact"
+
+
+def test_ranks_do_not_wait_for_an_encoder_that_another_one_can_not_load(
+    pair: tuple[Bench, Bench], models_dir: Path
+) -> None:
+    bench, _ = pair
+    before = rank_pids(bench.group)
+    folder = models_dir / "no-encoder"
+    shutil.copytree(models_dir / "tiny-image", folder)
+    (folder / "text_encoder_2" / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadFailed, match="no-encoder can't be loaded"):
+        bench.run("no-encoder", Plan(data=4, spread_encoder=True), prompt=["a"] * 4)
+    assert rank_pids(bench.group) == before, "the group lives"
 
 
 def test_a_cancel_in_a_long_stage_waits_for_its_end_and_kills_nobody(

@@ -104,9 +104,24 @@ def widths(
     **fields: Any,
 ) -> list[Any]:
     request, _ = parse_request({"model": model, "input": {"prompt": "x"}, **fields}, CATALOG)
-    room = Room(int(weights_gb * GB), int(rank_gb * GB))
+    room = Room(int(weights_gb * GB), 0, int(rank_gb * GB))
     found = choices(CATALOG[model], request, ranks, least_memory, room)
     return [(choice.width, choice.plan.shard) for choice in found]
+
+
+@pytest.mark.parametrize(
+    "rank_gb,plan",
+    [
+        (40, Plan(data=4)),
+        (35, Plan(data=4, spread_encoder=True)),
+        (24, Plan(ulysses=4, shard=True)),
+    ],
+)
+def test_where_only_the_text_encoder_is_too_much_it_is_spread(rank_gb: int, plan: Plan) -> None:
+    model = "flux.1-dev"
+    request, _ = parse_request({"model": model, "input": {"prompt": "x", "n": 8}}, CATALOG)
+    room = Room(34 * GB, 10 * GB, rank_gb * GB)
+    assert choices(CATALOG[model], request, 4, room=room)[-1].plan == plan
 
 
 def test_weights_that_do_not_fit_on_a_rank_are_shared_by_as_many_as_it_takes() -> None:

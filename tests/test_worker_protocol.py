@@ -18,7 +18,7 @@ from worker.protocol import (
     messages,
 )
 
-RUN = Run("job_1", 0, "a prompt with an é", 7, "{}", {"data": 1}, [0, 1], "/tmp/x")
+RUN = Run("job_1", 0, "a prompt with an é", 7, "{}", {"data": 1}, [0, 1], [0, 1], "/tmp/x")
 
 
 def test_messages_survive_any_cut_of_the_stream() -> None:

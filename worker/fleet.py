@@ -6,7 +6,7 @@ from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog, ModelSpec
 from jobs.settings import Settings
 from jobs.store import JobStore
-from jobs.weights import weights_bytes
+from jobs.weights import encoder_bytes, weights_bytes
 from worker.group import Group
 from worker.lanes import Lanes
 from worker.lease import Drain
@@ -26,4 +26,5 @@ class Fleet:
     def room(self, spec: ModelSpec) -> Room:
         """For a model's weights, on the ranks of this worker."""
         source = spec.source(self.settings.models_dir)
-        return Room(weights_bytes(source, spec.dtype), self.group.least_memory())
+        bytes_of = weights_bytes(source, spec.dtype), encoder_bytes(source, spec.dtype)
+        return Room(*bytes_of, self.group.least_memory())

@@ -183,6 +183,7 @@ class _Turns:
             self._request,
             asdict(self._plan),
             list(ranks),
+            [rank for replica in self._replicas for rank in replica],
             str(self._folder),
         )
         if not self._keeper.send(list(ranks), run):

@@ -32,20 +32,29 @@ class Choice:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes: a model's weights, and what the smallest rank has; 0 for what nobody knows."""
+    """Bytes: a model's weights, its text encoders' part of them, and what the smallest rank has; 0
+    for what nobody knows."""
 
     weights: int = 0
+    encoders: int = 0
     memory: int = 0
 
-    def placed(self, replica: Plan) -> Plan | None:
-        """With its weights shared by its ranks where each can't have all; None where that is too
-        much as well."""
-        if replica.shard or self.weights > WHOLE * (self.memory or inf):
-            width = replica.replica_width
-            if width == 1 or self.weights / width > SHARED * (self.memory or inf):
-                return None
-            return replace(replica, shard=True)
-        return replica
+    def placed(self, plan: Plan) -> Plan | None:
+        """With its text encoder spread over the ranks where each can't have all weights, with all
+        weights shared by a replica where that is too much; None where that is too."""
+        if not plan.shard:
+            if not plan.spread_encoder and self._fits(self.weights):
+                return plan
+            spread = self.weights - self.encoders + self.encoders / plan.width
+            if plan.width > 1 and self._fits(spread):
+                return replace(plan, spread_encoder=True)
+        width = plan.replica_width
+        if width == 1 or self.weights / width > SHARED * (self.memory or inf):
+            return None
+        return replace(plan, shard=True, spread_encoder=False)
+
+    def _fits(self, weights: float) -> bool:
+        return weights <= WHOLE * (self.memory or inf)
 
     def refusal(self, spec: ModelSpec, request: JobRequest) -> str:
         wide = (replica for ranks in range(1, 65) for replica in _replicas(spec, request, ranks))
@@ -88,8 +97,12 @@ def _explicit(spec: ModelSpec, request: JobRequest, ranks: int, room: Room) -> C
     if plan is None:
         return None
     width = next(w for w in divisors(ranks) if w >= plan.width and w % plan.replica_width == 0)
-    reason = "explicit" if plan.shard == request.parallel.shard else "explicit, weights shared"
+    reason = "explicit" if plan == Plan.of(request.parallel) else f"explicit, {_shared(plan)}"
     return Choice(width, plan, _duration(plan, len(items(request))), reason)
+
+
+def _shared(plan: Plan) -> str:
+    return "weights shared" if plan.shard else "text encoder spread"
 
 
 def choose(
@@ -101,20 +114,21 @@ def choose(
 ) -> Choice | None:
     """The best plan for a lane of `ranks` ranks; None where the model does not fit on them."""
     asked, count = request.input, len(items(request))
-    placed = [room.placed(replica) for replica in _replicas(spec, request, ranks)]
-    replicas = [replica for replica in placed if replica is not None]
-    if not replicas:
+    dealt = (_dealt(replica, ranks, count) for replica in _replicas(spec, request, ranks))
+    plans = [placed for plan in dealt if (placed := room.placed(plan)) is not None]
+    whole = next((plan for plan in plans if plan.replica_width == 1), None)
+    if not plans:
         return None
     if least_memory:
-        replica = max(replicas, key=lambda r: (r.ulysses * r.ring, r.ulysses, r.cfg))
-        replica = replace(replica, shard=replica.replica_width > 1 and room.weights > 0)
+        plan = max(plans, key=lambda p: (p.ulysses * p.ring, p.ulysses, p.cfg))
+        if plan.replica_width > 1 and room.weights > 0:
+            plan = replace(plan, shard=True, spread_encoder=False)
         reason = "least memory"
-    elif Plan() in replicas and asked.frames == 1 and asked.pixels <= SPLIT_ABOVE_PIXELS:
-        replica, reason = Plan(), "small images are dealt whole"
+    elif whole and asked.frames == 1 and asked.pixels <= SPLIT_ABOVE_PIXELS:
+        plan, reason = whole, "small images are dealt whole"
     else:
-        replica = min(replicas, key=lambda r: _duration(_dealt(r, ranks, count), count))
+        plan = min(plans, key=lambda p: (_duration(p, count), p.shard, p.spread_encoder))
         reason = f"shortest for {count} outputs"
-    plan = _dealt(replica, ranks, count)
     return Choice(ranks, plan, _duration(plan, count), reason)
 
 

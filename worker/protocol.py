@@ -13,7 +13,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Run:
     """Compute one item. members: the ranks that do it together; the first of them is the lead.
-    request: the job's request as JSON. folder: where the lead leaves the file."""
+    lane: all that the plan runs on. request: the job's request as JSON. folder: where the lead
+    leaves the file."""
 
     job: str
     index: int
@@ -22,6 +23,7 @@ class Run:
     request: str
     plan: dict[str, Any]
     members: list[int]
+    lane: list[int]
     folder: str
 
 

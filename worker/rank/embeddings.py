@@ -16,7 +16,7 @@ def remember_prompts(pipeline: Any) -> None:
 
     @functools.wraps(encode)
     def encode_once(*args: Any, **asked: Any) -> Any:
-        if not all(_plain(value) for value in (*args, *asked.values())):
+        if not all(plain(value) for value in (*args, *asked.values())):
             return encode(*args, **asked)
         key = repr((args, sorted(asked.items())))
         if key not in kept:
@@ -29,8 +29,8 @@ def remember_prompts(pipeline: Any) -> None:
     pipeline.encode_prompt = encode_once
 
 
-def _plain(value: Any) -> bool:
+def plain(value: Any) -> bool:
     """Whether its repr() says all of it: a picture's or a tensor's does not."""
     if isinstance(value, (list, tuple)):
-        return all(_plain(item) for item in value)
+        return all(plain(item) for item in value)
     return value is None or isinstance(value, (str, bool, int, float, torch.device, torch.dtype))

@@ -6,6 +6,7 @@ import queue
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from worker.protocol import Canceled, Done, Failed, FromRank, Run
 from worker.rank import memory, outputs
 from worker.rank.logs import SCENE
 from worker.rank.models import Models
-from worker.rank.parallel import Parallelism
+from worker.rank.parallel import Parallelism, encoder
 from worker.rank.progress import ItemProgress, PeerFailed, Stopped
 
 logger = logging.getLogger(__name__)
@@ -49,17 +50,27 @@ def _answer(run: Run, progress: ItemProgress, models: Models, parallelism: Paral
     return Done(rank, run.job, run.index, file, progress.timings, memory.peak_bytes())
 
 
+def placed(run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism) -> Any:
+    """The pipeline that the run asks for, where its plan wants it, with the plan on it."""
+    request, plan = stored_request(run.request), Plan(**run.plan)
+    with progress.stage("load_model"):
+        ranks = tuple(run.lane) if plan.spread_encoder else ()
+        pipeline = models.get(request.model, request.task, parallelism.mesh(plan), ranks)
+        if ranks:
+            encoder.wait_for(encoder.address_of(request.model, ranks[0]), progress.heed)
+        with progress.timed("plan"):
+            parallelism.apply(pipeline, plan)
+        memory.check_devices(pipeline, models.device)
+    return pipeline
+
+
 @torch.no_grad()
 def _compute(
     run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism
 ) -> dict[str, object] | None:
     request, plan = stored_request(run.request), Plan(**run.plan)
     adapter = models.adapter(request.model, request.task)
-    with progress.stage("load_model"):
-        pipeline = models.get(request.model, request.task, parallelism.mesh(plan))
-        with progress.timed("plan"):
-            parallelism.apply(pipeline, plan)
-        memory.check_devices(pipeline, models.device)
+    pipeline = placed(run, progress, models, parallelism)
     if plan.shard:
         progress.join()
     frames = adapter.run(pipeline, request, run.prompt, run.seed, progress)

@@ -61,9 +61,9 @@ def _machine(name: str) -> int:
 
 def check_devices(pipeline: Any, device: torch.device) -> None:
     """Raises: Internal naming a tensor that lies on another device: that would be a crash in
-    mid-job, or a copy at every use."""
+    mid-job, or a copy at every use. What accelerate has spread moves its inputs itself."""
     for name, part in getattr(pipeline, "components", {}).items():
-        if not isinstance(part, torch.nn.Module):
+        if not isinstance(part, torch.nn.Module) or hasattr(part, "hf_device_map"):
             continue
         for tensors in (part.named_parameters(), part.named_buffers()):
             for path, tensor in tensors:

@@ -7,17 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from jobs.catalog import Catalog, ModelSpec
 from jobs.errors import ModelLoadFailed
-from jobs.weights import weights_bytes
+from jobs.weights import encoder_bytes, weights_bytes
 from worker.rank import memory
 from worker.rank.embeddings import remember_prompts
-from worker.rank.parallel import denoisers
+from worker.rank.parallel import denoisers, encoder
 from worker.rank.parallel.shard import sharded_parts
 from worker.rank.pipelines import PIPELINES
 
@@ -25,7 +26,16 @@ logger = logging.getLogger(__name__)
 
 HEADROOM = 1.2  # of a model's bytes: what it computes in must fit as well
 Loader = Callable[..., Any]
-Key = tuple[str, Loader, int]  # the model, its adapter's load(), the ranks that share its weights
+
+
+class Key(NamedTuple):
+    """A pipeline and where it lies. width: ranks that share its weights. encoder_on: ranks that
+    have its text encoder in common."""
+
+    model: str
+    load: Loader  # its adapter's
+    width: int
+    encoder_on: tuple[int, ...]
 
 
 def compile_blocks(pipeline: Any) -> None:
@@ -44,29 +54,30 @@ class Models:
     def __init__(self, catalog: Catalog, models_dir: Path, device: torch.device) -> None:
         self._catalog, self._models_dir, self.device = catalog, models_dir, device
         self._loaded: OrderedDict[Key, Any] = OrderedDict()
+        self._services: dict[Key, encoder.Service] = {}
 
     def adapter(self, model: str, task: str) -> ModuleType:
         """The module whose load() and run() serve this task of this model."""
         return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
 
-    def get(self, model: str, task: str, mesh: Any = None) -> Any:
+    def get(self, model: str, task: str, mesh: Any = None, encoder_on: tuple[int, ...] = ()) -> Any:
         """The pipeline, from memory or loaded. mesh: of the ranks that share its weights.
+        encoder_on: the ranks that have its text encoder in common.
 
         Raises: ModelLoadFailed.
         """
         width = 1 if mesh is None else mesh.size()
         # Tasks that load alike share a pipeline.
-        key = model, self.adapter(model, task).load, width
+        key = Key(model, self.adapter(model, task).load, width, encoder_on)
         if key not in self._loaded:
             self._evict_other_placements(key)
-            need = HEADROOM * weights_bytes(self._source(model), self._spec(model).dtype) / width
-            while self._loaded and memory.free_bytes() < need:
+            while self._loaded and memory.free_bytes() < HEADROOM * self._bytes(key):
                 self._evict()
-            pipeline = self._try(model, task, mesh) if self._loaded else None
+            pipeline = self._try(key, mesh) if self._loaded else None
             if pipeline is None:  # it does not fit beside the others
                 while self._loaded:
                     self._evict()
-                pipeline = self._load(model, task, mesh)
+                pipeline = self._load(key, mesh)
             self._loaded[key] = pipeline
         self._loaded.move_to_end(key)
         return self._loaded[key]
@@ -82,10 +93,19 @@ class Models:
         while len(self._loaded) > 1:
             self._evict()
 
-    def _try(self, model: str, task: str, mesh: Any) -> Any:
+    def _bytes(self, key: Key) -> float:
+        """That this rank's share of the weights takes."""
+        source, dtype = self._source(key.model), self._spec(key.model).dtype
+        whole = weights_bytes(source, dtype) / key.width
+        if not key.encoder_on:
+            return whole
+        encoders = encoder_bytes(source, dtype)
+        return whole - encoders + encoders / len(key.encoder_on)
+
+    def _try(self, key: Key, mesh: Any) -> Any:
         """None if memory runs out; the half-loaded pipeline is gone when this returns."""
         try:
-            return self._load(model, task, mesh)
+            return self._load(key, mesh)
         except torch.OutOfMemoryError:
             return None
 
@@ -97,18 +117,24 @@ class Models:
             raise ModelLoadFailed(f"This worker's catalogue has no model {model!r}.")
         return self._catalog[model]
 
-    def _load(self, model: str, task: str, mesh: Any) -> Any:
-        spec, source = self._spec(model), self._source(model)
+    def _load(self, key: Key, mesh: Any) -> Any:
+        spec, source = self._spec(key.model), self._source(key.model)
         if source.startswith("/") and not Path(source).is_dir():
             raise ModelLoadFailed(f"Model {spec.id}: there is no folder {source}.")
         logger.info("loading %s from %s", spec.id, source)
         try:
-            parts = sharded_parts(spec, source, mesh, self.device) if mesh is not None else {}
-            pipeline = self.adapter(spec.id, task).load(spec, source, self.device, **parts)
-            if mesh is None and hasattr(pipeline, "encode_prompt"):
-                remember_prompts(pipeline)
+            parts: dict[str, Any] = {}
+            if mesh is not None:
+                parts = sharded_parts(spec, source, mesh, self.device)
+            elif key.encoder_on:
+                parts = encoder.without_encoders(source)
+            pipeline = key.load(spec, source, self.device, **parts)
             if mesh is None and spec.compiled and self.device.type == "cuda":
                 compile_blocks(pipeline)
+            if key.encoder_on:
+                self._spread(pipeline, key)
+            elif mesh is None and hasattr(pipeline, "encode_prompt"):
+                remember_prompts(pipeline)
             return pipeline
         except (torch.OutOfMemoryError, ModelLoadFailed):
             raise
@@ -119,9 +145,24 @@ class Models:
                 f"Model {spec.id} can't be loaded from {source}: {reason}"
             ) from None
 
+    def _spread(self, pipeline: Any, key: Key) -> None:
+        model, ranks = key.model, key.encoder_on
+        address = encoder.address_of(model, ranks[0])
+        if dist.get_rank() == ranks[0]:
+            devices = [torch.device(self.device.type, rank) for rank in ranks]
+            found = encoder.load_spread(self._spec(model), self._source(model), devices)
+            pipeline.register_modules(**found)
+            remember_prompts(pipeline)
+            self._services[key] = encoder.share(pipeline, address)
+        else:
+            encoder.ask(pipeline, address)
+            remember_prompts(pipeline)
+
     def _evict(self) -> None:
-        (model, _load, _width), _ = self._loaded.popitem(last=False)
-        logger.info("evicted %s", model)
+        key, _ = self._loaded.popitem(last=False)
+        logger.info("evicted %s", key.model)
+        if service := self._services.pop(key, None):
+            service.close()
         gc.collect()  # a pipeline holds itself in cycles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -148,6 +148,13 @@ class ItemProgress:
         if votes.item() == WISHED:
             raise Stopped(0)
 
+    def heed(self) -> None:
+        """Called while a rank waits for another. Raises: Stopped, once the job is to be canceled,
+        on all ranks of the replica alike."""
+        if self._wished():
+            self.meet(failed=False)
+            raise Stopped(0)
+
     def _wished(self) -> bool:
         return self._run.job in self._canceled
 

@@ -62,8 +62,13 @@ def run(
 
 def _for_task(pipeline: DiffusionPipeline, task: str) -> DiffusionPipeline:
     """The same components in the class for this task, where the repository names another."""
-    takes_image = "image" in inspect.signature(pipeline.__call__).parameters
-    return pipeline if takes_image or task not in TASKS else TASKS[task].from_pipe(pipeline)
+    if task not in TASKS or "image" in inspect.signature(pipeline.__call__).parameters:
+        return pipeline
+    other = TASKS[task].from_pipe(pipeline)
+    ours, theirs = (inspect.signature(type(p).encode_prompt) for p in (pipeline, other))
+    if ours.parameters.keys() == theirs.parameters.keys():
+        other.encode_prompt = pipeline.encode_prompt  # which remembers, or asks another rank
+    return other
 
 
 def _taken(pipeline: DiffusionPipeline, spec: ModelSpec, request: JobRequest) -> dict[str, Any]:
