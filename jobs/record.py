@@ -127,7 +127,7 @@ class Claim:
 
 
 def job_from_hash(fields: Mapping[str, str]) -> Job:
-    """fields: HGETALL of a job; see store.lua for their names."""
+    """fields: HGETALL of a job; see lua/begin.lua for their names."""
 
     def number(name: str) -> float | None:
         return float(fields[name]) if fields.get(name) else None

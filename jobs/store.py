@@ -1,4 +1,4 @@
-"""JobStore: the job's life in Redis. The only Redis code here; the steps are in store.lua."""
+"""JobStore: the job's life in Redis. The only Redis code here; the steps are in lua/."""
 
 import functools
 import json
@@ -19,7 +19,8 @@ from jobs.errors import KeyReused, LeaseLost, Poisoned, StoreUnavailable, Worker
 from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
 from jobs.request import JobRequest, Parallel
 
-_LUA = Path(__file__).with_name("store.lua").read_text()
+_PARTS = ("begin", "api", "worker", "reaper", "end")
+_LUA = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in _PARTS)
 _REFUSALS = re.compile(
     "MISCONF|NOREPLICAS|BUSY|MASTERDOWN|LOADING|READONLY|OOM|read.only replica|maxmemory"
 )

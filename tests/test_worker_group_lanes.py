@@ -79,6 +79,7 @@ def test_a_cancel_stops_its_own_lane_only(pair: tuple[Bench, Bench]) -> None:
     assert len(other.answer) == 1 and right.events[-1] == Ended(canceled=False)
 
 
+STEPS = 500  # more than a busy machine computes before the wish arrives
 EVERY_PLAN = [
     Plan(data=4),
     Plan(data=2, cfg=2),
@@ -106,12 +107,12 @@ def test_a_cancel_ends_all_ranks_of_a_replica_at_the_same_step(
         if bench.step(3)(event):
             bench.cancel.set()
 
-    bench.run("tiny-video", plan, on_event, num_inference_steps=100, **asked)
+    bench.run("tiny-video", plan, on_event, num_inference_steps=STEPS, **asked)
     assert bench.events[-1] == Ended(canceled=True)
     steps = [e for e in bench.events if isinstance(e, Progress) and e.stage == "denoise"]
     for replica in plan.replicas(range(4)):
         last = {max((e.step for e in steps if e.rank == rank), default=0) for rank in replica}
-        assert len(last) == 1 and last.pop() < 50
+        assert len(last) == 1 and last.pop() < STEPS
     bench.cancel.clear()
     again = bench.run("tiny-video", plan, num_inference_steps=2, **asked)
     alone = bench.run("tiny-video", Plan(), num_inference_steps=2, lane=(0,), **asked)
@@ -143,7 +144,7 @@ def test_a_cancel_in_a_long_stage_waits_for_its_end_and_kills_nobody(
 
     bench.run("naps", Plan(ulysses=2), on_event, lane=LEFT)
     assert bench.events[-1] == Ended(canceled=True)
-    assert rank_pids(bench.group) == before
+    assert bench.group.about()["ready"] and rank_pids(bench.group) == before
 
 
 def test_a_rank_that_dies_costs_the_other_lane_no_try(pair: tuple[Bench, Bench]) -> None:

@@ -232,7 +232,7 @@ class _Turns:
         now = time.monotonic()
         slow = max((self._typical(turn) for turn in self.busy.values()), default=0)
         wish = self._give_up_at
-        if wish is not None and now > max(self._patience(), wish + 3 * slow):
+        if self.busy and wish is not None and now > max(self._patience(), wish + 3 * slow):
             if self._error:
                 raise self._error
             self._todo.clear()

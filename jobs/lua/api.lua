@@ -1,0 +1,58 @@
+-- What callers of the API do with a job.
+
+-- id request queue priority tenant model task ranks deadline_s warnings key body
+-- -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used otherwise
+function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, key, body)
+  if redis.call('EXISTS', job(id)) == 1 then return {1, id} end  -- sent twice, the answer was lost
+  if key ~= '' then
+    local idem = P .. 'idem:' .. tenant .. ':' .. key
+    local h = redis.call('HMGET', idem, 'id', 'body')
+    if h[1] and redis.call('HEXISTS', job(h[1]), 'id') == 1
+        and redis.call('HEXISTS', job(h[1]), 'deleted') == 0 then
+      return {h[2] == body and 0 or -1, h[1]}
+    end
+    redis.call('HSET', idem, 'id', id, 'body', body)
+    redis.call('EXPIRE', idem, 86400)
+  end
+  redis.call('HSET', job(id), 'id', id, 'state', 'queued', 'seq', 0, 'queue', queue,
+    'priority', priority, 'tenant', tenant, 'model', model, 'task', task, 'ranks', ranks,
+    'request', request, 'warnings', warnings, 'created_at', time(now), 'fence', 0, 'crashes', 0)
+  if deadline_s ~= '' then
+    redis.call('HSET', job(id), 'deadline_at', time(now + tonumber(deadline_s)))
+  end
+  redis.call('ZADD', P .. 'jobs:' .. tenant, time(now), id)
+  enqueue(id, 0)
+  return {1, id}
+end
+
+-- The caller has sent the first hint itself: the reaper need not.
+function step.hinted(id)
+  redis.call('ZADD', P .. 'send', 'XX', now + RESEND, id)
+end
+
+-- id tenant -> the state after it, nil if unknown
+function step.cancel(id, tenant)
+  local h = get(id, 'state', 'tenant', 'deleted', 'cancel')
+  if h[2] ~= tenant or h[3] then return nil end
+  if h[1] == 'queued' then
+    move(id, 'canceled')
+    return 'canceled'
+  end
+  if h[1] == 'running' and not h[4] then
+    redis.call('HSET', job(id), 'cancel', time(now))
+    redis.call('RPUSH', P .. 'wish:' .. id, 'cancel')
+    redis.call('EXPIRE', P .. 'wish:' .. id, 60)
+    emit(id, 'canceling')
+  end
+  return h[1]
+end
+
+-- id tenant -> 1 | nil if unknown. The record goes once its artifacts are gone: see purged.
+function step.delete(id, tenant)
+  local state = step.cancel(id, tenant)
+  if not state then return nil end
+  redis.call('HSET', job(id), 'deleted', 1)
+  redis.call('ZREM', P .. 'jobs:' .. tenant, id)
+  if FINAL[state] then redis.call('ZADD', P .. 'purge', now, id) end
+  return 1
+end

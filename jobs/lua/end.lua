@@ -1,0 +1,1 @@
+return step[ARGV[1]](unpack(ARGV, 2))
