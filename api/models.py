@@ -41,4 +41,5 @@ def _card(spec: ModelSpec, workers: dict[str, dict[str, Any]]) -> dict[str, Any]
         "workers_ready": sum(
             about["group"]["ready"] and spec.id in about["models"] for about in workers.values()
         ),
+        "loaded": [name for name, about in workers.items() if spec.id in about["loaded"]],
     }

@@ -1,51 +1,25 @@
 """JobStore: the job's life in Redis. The only Redis code here; the steps are in lua/."""
 
-import functools
 import json
 import operator
-import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from jobs.errors import KeyReused, LeaseLost, Poisoned, StoreUnavailable, WorkerLost
+from jobs.connection import away, connect
+from jobs.errors import KeyReused, LeaseLost, Poisoned, WorkerLost
 from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
 from jobs.request import JobRequest, Parallel
 
 _PARTS = ("begin", "api", "worker", "reaper", "end")
 _LUA = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in _PARTS)
-_REFUSALS = re.compile(
-    "MISCONF|NOREPLICAS|BUSY|MASTERDOWN|LOADING|READONLY|OOM|read.only replica|maxmemory"
-)
 _WORKER_LOST = json.dumps(WorkerLost("The worker of this attempt is gone.").answer())
 _POISONED = json.dumps(Poisoned("Three workers were lost while running this job.").answer())
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _away(call: Callable[P, R]) -> Callable[P, R]:
-    """Whatever keeps Redis from answering has one name outside this file."""
-
-    @functools.wraps(call)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return call(*args, **kwargs)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise StoreUnavailable(f"Redis does not answer: {error}") from error
-        except redis.ResponseError as error:
-            if not _REFUSALS.search(str(error)):
-                raise
-            raise StoreUnavailable(f"Redis takes no writes: {error}") from error
-
-    return guarded
 
 
 def _json(value: dict[str, Any] | None) -> str:
@@ -61,14 +35,7 @@ class JobStore:
     """Every method raises StoreUnavailable within about 2 s when Redis is away."""
 
     def __init__(self, url: str, prefix: str, lease_s: float = 30) -> None:
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=2,
-            socket_connect_timeout=1,
-            # One stale connection of the pool is no outage; a second time-out would be too long.
-            retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
-        )
+        self._redis = connect(url)
         self._script = self._redis.register_script(_LUA)
         self._prefix = prefix
         self._lease_s = lease_s
@@ -79,7 +46,7 @@ class JobStore:
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
 
-    @_away
+    @away
     def submit(
         self,
         request: JobRequest,
@@ -120,30 +87,30 @@ class JobStore:
             raise KeyReused("This Idempotency-Key came before with another request.")
         return id, bool(created)
 
-    @_away
+    @away
     def hinted(self, id: str) -> None:
         """The first hint is on its way: the reaper sends the next one in a minute, if need be."""
         self._step("hinted", id)
 
-    @_away
+    @away
     def get(self, id: str, tenant: str = "default") -> Job | None:
         fields = self._redis.hgetall(self._key(f"job:{id}"))
         if not fields or fields["tenant"] != tenant or "deleted" in fields:
             return None
         return job_from_hash(fields)
 
-    @_away
+    @away
     def seq(self, id: str) -> int:
         """Grows with every change of the job; 0 when there is none."""
         return int(self._redis.hget(self._key(f"job:{id}"), "seq") or 0)
 
-    @_away
+    @away
     def position(self, job: Job) -> int | None:
         """How many jobs are before this one in its queue."""
         rank: int | None = self._redis.zrank(self._key(f"queued:{job.queue}"), job.id)
         return rank
 
-    @_away
+    @away
     def list_jobs(
         self,
         tenant: str = "default",
@@ -174,37 +141,50 @@ class JobStore:
         more = len(rows) > limit
         return jobs, f"{page[-1][1]!r}/{page[-1][0]}" if more else None
 
-    @_away
+    @away
     def cancel(self, id: str, tenant: str = "default") -> bool:
         """Queued: canceled at once. Running: the wish is set. Final: nothing. False: unknown."""
         return self._step("cancel", id, tenant) is not None
 
-    @_away
+    @away
     def delete(self, id: str, tenant: str = "default") -> bool:
         """Cancels, hides the job at once, and has the reaper remove its artifacts and record."""
         return self._step("delete", id, tenant) is not None
 
-    @_away
+    @away
     def purged(self, id: str) -> None:
         """The artifacts of a deleted job are gone: so goes its record."""
         self._step("purged", id)
 
-    @_away
-    def claim(self, queue: str, worker: str, ranks: int) -> Claim | None:
-        """The next job that `ranks` ranks can run, now ours for a lease; None: nothing to do."""
-        answer = self._step("claim", queue, worker, secrets.token_hex(4), self._lease_s, ranks)
+    @away
+    def claim(
+        self,
+        queue: str,
+        worker: str,
+        ranks: int,
+        loaded: Collection[str] = (),
+        loaded_elsewhere: Collection[str] = (),
+    ) -> Claim | None:
+        """The next job that `ranks` ranks can run, now ours for a lease; None: nothing to do.
+
+        loaded: models that this worker has in memory; loaded_elsewhere: those of workers that are
+        idle. Their jobs come first here, or are left to them, for some seconds.
+        """
+        models = [f" {' '.join(names)} " if names else "" for names in (loaded, loaded_elsewhere)]
+        nonce = secrets.token_hex(4)
+        answer = self._step("claim", queue, worker, nonce, self._lease_s, ranks, *models)
         if answer is None:
             return None
         id, token, attempt, request, deadline_s, errors = answer
         left = float(deadline_s) if deadline_s else None
         return Claim(id, token, attempt, request, left, json.loads(errors))
 
-    @_away
+    @away
     def waiting(self, queue: str, ranks: int) -> int:
         """How many jobs `ranks` ranks could claim now; `ranks` stands for more."""
         return int(self._step("waiting", queue, ranks, ranks))
 
-    @_away
+    @away
     def renew(
         self,
         claim: Claim,
@@ -221,12 +201,12 @@ class JobStore:
             raise LeaseLost(f"{claim.id} is not ours any more.")
         return bool(answer == "cancel")
 
-    @_away
+    @away
     def wished(self, claim: Claim, timeout_s: float = 1) -> bool:
         """Blocks until somebody wishes to cancel the job, or for timeout_s."""
         return self._redis.blpop([self._key(f"wish:{claim.id}")], timeout_s) is not None
 
-    @_away
+    @away
     def finish(
         self,
         claim: Claim,
@@ -250,7 +230,7 @@ class JobStore:
         if not done:
             raise LeaseLost(f"{claim.id} is not ours any more.")
 
-    @_away
+    @away
     def fail(
         self, claim: Claim, error: dict[str, Any], delay_s: float, counted: bool = True
     ) -> JobState:
@@ -263,7 +243,7 @@ class JobStore:
             raise LeaseLost(f"{claim.id} is not ours any more.")
         return JobState(state)
 
-    @_away
+    @away
     def reap(self) -> tuple[list[str], list[str]]:
         """Puts back what lost workers held, expires what waited too long.
 
@@ -272,18 +252,18 @@ class JobStore:
         due, purge = self._step("reap", self._lease_s, _WORKER_LOST, _POISONED)
         return due, purge
 
-    @_away
+    @away
     def announce(self, worker: str, about: dict[str, Any], ttl_s: int = 15) -> None:
         """Says for ttl_s seconds that this worker is there, and what it has."""
         self._redis.set(self._key(f"worker:{worker}"), json.dumps(about), ex=ttl_s)
         self._redis.sadd(self._key("workers"), worker)
 
-    @_away
+    @away
     def leave(self, worker: str) -> None:
         self._redis.delete(self._key(f"worker:{worker}"))
         self._redis.srem(self._key("workers"), worker)
 
-    @_away
+    @away
     def workers(self) -> dict[str, dict[str, Any]]:
         """What each live worker said of itself."""
         names = sorted(self._redis.smembers(self._key("workers")))
@@ -293,6 +273,6 @@ class JobStore:
             self._redis.srem(self._key("workers"), *gone)
         return alive
 
-    @_away
+    @away
     def ping(self) -> None:
         self._redis.ping()

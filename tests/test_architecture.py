@@ -25,7 +25,7 @@ HOMES = {
     "diffusers": (RANK,),
     "transformers": (RANK,),
     "flask": ("api",),
-    "redis": ("jobs.store",),
+    "redis": ("jobs.connection", "jobs.store"),
     "obstore": ("jobs.artifacts",),
     "celery": ("jobs.queue", "worker", "api.services"),
     "httpx": ("cli",),

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
 from jobs.catalog import Catalog
 from jobs.errors import KeyReused, LeaseLost, StoreUnavailable
@@ -14,7 +15,7 @@ from jobs.parse import parse_request
 from jobs.record import TRANSITIONS, Claim, JobState
 from jobs.request import JobRequest
 from jobs.store import JobStore
-from tests.conftest import Server
+from tests.conftest import Server, until
 
 ERROR = {"code": "rank_died", "message": "Rank 1 died.", "stage": "denoise", "retryable": True}
 
@@ -96,6 +97,39 @@ def test_priority_first_then_age(store: JobStore, catalog: Catalog) -> None:
         for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high")]
     }
     assert [claim(store).id for _ in ids] == [ids[name] for name in "dbca"]
+
+
+def test_jobs_of_a_model_in_memory_come_first_for_half_a_minute(
+    store: JobStore, catalog: Catalog, valkey: Server
+) -> None:
+    other, mine, last = (
+        store.submit(ask(catalog, model=model))[0]
+        for model in ("tiny-image", "tiny-video", "tiny-video")
+    )
+    urgent, _ = store.submit(ask(catalog, model="tiny-image", priority="high"))
+    loaded = {"tiny-video", "tiny-fill"}
+    claims = [store.claim("gpu", "w", 2, loaded) for _ in range(2)]
+    assert [c.id for c in claims if c] == [urgent, mine], "priority is before it"
+    with redis.Redis.from_url(valkey.url) as direct:  # the first one waits for 31 seconds
+        key = f"{store._prefix}:job:{other}"
+        direct.hset(key, "ready_at", float(direct.hget(key, "ready_at")) - 31)
+    claims = [store.claim("gpu", "w", 2, loaded) for _ in range(2)]
+    assert [c.id for c in claims if c] == [other, last]
+
+
+def test_a_job_is_left_to_an_idle_worker_that_has_its_model_for_two_seconds(
+    store: JobStore, catalog: Catalog
+) -> None:
+    theirs, _ = store.submit(ask(catalog, model="tiny-image"))
+    ours, _ = store.submit(ask(catalog, model="tiny-video", priority="low"))
+    assert [
+        claim and claim.id
+        for _ in range(2)
+        for claim in [store.claim("gpu", "w", 2, (), {"tiny-image"})]
+    ] == [ours, None]
+    assert until(lambda: store.claim("gpu", "w", 2, (), {"tiny-image"}), 5).id == theirs
+    waited = time.time() - store.get(theirs).created_at  # type: ignore[union-attr]
+    assert waited >= 2
 
 
 def test_a_wide_plan_waits_for_a_wide_group(store: JobStore, catalog: Catalog) -> None:

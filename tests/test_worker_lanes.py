@@ -39,6 +39,12 @@ def test_a_lane_is_an_aligned_block_of_free_ranks(
     assert free_lane(width, free, 4) == lane
 
 
+def test_a_lane_whose_ranks_have_the_model_is_taken_before_others() -> None:
+    assert free_lane(2, ALL, 4, {3}) == (2, 3)
+    assert free_lane(1, ALL, 4, {1, 2}) == (1,)
+    assert free_lane(1, {0, 3}, 4, {1, 2}) == (0,), "none of them is free"
+
+
 WAN, FLUX = "wan2.1-t2v-1.3b", "flux.1-dev"
 
 

@@ -49,6 +49,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         settings: Settings = worker.app.settings
         try:
             fleet = Fleet(
+                worker.hostname,
                 settings,
                 load_catalog(settings.models),
                 JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
@@ -76,8 +77,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             settings.reap_s,
             worker.hostname,
             fleet.group.size,
-            lambda: {**self.info(worker), "models": list(fleet.catalog)},
-            lambda: fleet.lanes.idle and not fleet.drain.begun,
+            fleet.announcement,
+            lambda: fleet.idle,
         )
         try:
             self._reaper.announce()
@@ -93,8 +94,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Shown by `celery inspect stats` and in Flower."""
-        group: Group = worker.app.fleet.group
-        return {"size": group.size, "group": group.about()}
+        about: dict[str, Any] = worker.app.fleet.announcement()
+        return about
 
 
 def count_ranks(settings: Settings) -> int:

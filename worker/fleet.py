@@ -1,6 +1,7 @@
 """What the task needs of its worker; the bootstep sets it as app.fleet."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog, ModelSpec
@@ -15,6 +16,7 @@ from worker.planner import Room
 
 @dataclass
 class Fleet:
+    name: str  # of this worker
     settings: Settings
     catalog: Catalog
     store: JobStore
@@ -22,6 +24,30 @@ class Fleet:
     group: Group
     drain: Drain
     lanes: Lanes
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could take a job at once."""
+        return self.lanes.idle and not self.drain.begun
+
+    def loaded(self) -> list[str]:
+        """The models that some rank of this worker has in memory."""
+        return [model for model in self.catalog if self.group.holders(model)]
+
+    def loaded_elsewhere(self) -> set[str]:
+        """The models in memory of other workers that wait for a job."""
+        others = [w for name, w in self.store.workers().items() if name != self.name and w["idle"]]
+        return {model for worker in others for model in worker["loaded"]}
+
+    def announcement(self) -> dict[str, Any]:
+        """What this worker says of itself to the API and to the other workers."""
+        return {
+            "size": self.group.size,
+            "group": self.group.about(),
+            "models": list(self.catalog),
+            "loaded": self.loaded(),
+            "idle": self.idle,
+        }
 
     def room(self, spec: ModelSpec) -> Room:
         """For a model's weights, on the ranks of this worker."""

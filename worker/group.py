@@ -71,6 +71,10 @@ class Group:
         """Bytes that the smallest of the ranks' devices has."""
         return self._keeper.least_memory
 
+    def holders(self, model: str) -> set[int]:
+        """The ranks that have it in memory."""
+        return self._keeper.holders(model)
+
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
         return {

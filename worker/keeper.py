@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from worker.protocol import Decoder, Exit, FromRank, Hello, Progress, ToRank, encode
+from worker.protocol import Decoder, Exit, FromRank, Hello, Loaded, Progress, ToRank, encode
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Connection:
     decoder: Decoder = field(default_factory=Decoder)
     hello: Hello | None = None
     memory: dict[str, int] = field(default_factory=dict)
+    models: list[str] = field(default_factory=list)  # in its memory
 
 
 class Keeper(threading.Thread):
@@ -142,10 +143,15 @@ class Keeper(threading.Thread):
         """What is known of each rank that lives."""
         with self._lock:
             return [
-                {**asdict(c.hello), "memory": c.memory}
+                {**asdict(c.hello), "memory": c.memory, "models": c.models}
                 for rank, c in sorted(self._ranks.items())
                 if c.hello
             ]
+
+    def holders(self, model: str) -> set[int]:
+        """The ranks that have it in memory."""
+        with self._lock:
+            return {rank for rank, c in self._ranks.items() if model in c.models}
 
     def _start_agent(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -190,6 +196,8 @@ class Keeper(threading.Thread):
         for message in connection.decoder.feed(data):
             if isinstance(message, Hello):
                 self._joined(connection, message)
+            elif isinstance(message, Loaded):
+                connection.models = message.models
             else:
                 if isinstance(message, Progress):
                     connection.memory = message.memory

@@ -11,14 +11,14 @@ Lane = tuple[int, ...]
 TICK_S = 0.1
 
 
-def free_lane(width: int, free: Set[int], size: int) -> Lane | None:
-    """The first block of `width` free ranks that begins at a multiple of it: process groups exist
-    for those only."""
-    for first in range(0, size, width):
-        lane = tuple(range(first, first + width))
-        if set(lane) <= free:
-            return lane
-    return None
+def free_lane(
+    width: int, free: Set[int], size: int, holders: Set[int] = frozenset()
+) -> Lane | None:
+    """A block of `width` free ranks that begins at a multiple of it: process groups exist for those
+    only. holders: ranks that have the model in memory; the first block with most of them."""
+    blocks = (tuple(range(first, first + width)) for first in range(0, size, width))
+    lanes = (lane for lane in blocks if set(lane) <= free)
+    return max(lanes, key=lambda lane: len(holders & set(lane)), default=None)
 
 
 def choose_lane(
@@ -91,9 +91,12 @@ class Lanes:
             return frozenset(self._free)
 
     @contextlib.contextmanager
-    def lane(self, width: int, turn: "Turn", tick: Callable[[], None]) -> Iterator[Lane]:
-        """The ranks, once they are free; then the turn is over. tick() may end the waiting."""
-        while (lane := self._try(width)) is None:
+    def lane(
+        self, width: int, turn: "Turn", tick: Callable[[], None], holders: Set[int] = frozenset()
+    ) -> Iterator[Lane]:
+        """The ranks, once they are free; then the turn is over. tick() may end the waiting.
+        holders: see free_lane()."""
+        while (lane := self._try(width, holders)) is None:
             tick()
         turn.end()
         try:
@@ -103,9 +106,9 @@ class Lanes:
                 self._free |= set(lane)
                 self._changed.notify_all()
 
-    def _try(self, width: int) -> Lane | None:
+    def _try(self, width: int, holders: Set[int]) -> Lane | None:
         with self._changed:
-            lane = free_lane(width, self._free, self._size)
+            lane = free_lane(width, self._free, self._size, holders)
             if lane is None:
                 self._changed.wait(TICK_S)
             else:

@@ -52,6 +52,14 @@ class Hello:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """The models that a rank has in memory; said when that changes."""
+
+    rank: int
+    models: list[str]
+
+
+@dataclass(frozen=True)
 class Progress:
     """A stage began or a denoising step ended. memory: bytes, allocated and peak of this job."""
 
@@ -116,11 +124,12 @@ class Ended:
 
 Event = Progress | Done | Tick | Ended
 ToRank = Run | Cancel | Exit
-FromRank = Hello | Progress | Done | Failed | Canceled
+FromRank = Hello | Loaded | Progress | Done | Failed | Canceled
 Message = ToRank | FromRank
 
 KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Run, Cancel, Exit, Hello, Progress, Done, Failed, Canceled)
+    kind.__name__: kind
+    for kind in (Run, Cancel, Exit, Hello, Loaded, Progress, Done, Failed, Canceled)
 }
 
 _LENGTH = struct.Struct("<I")

@@ -20,7 +20,7 @@ from jobs.errors import (
     StorageUnavailable,
     StoreUnavailable,
 )
-from jobs.queue import GPU_QUEUE, RUN, send_hint
+from jobs.queue import GPU_QUEUE, RUN, hint, send_hint
 from jobs.record import Claim, JobState
 from jobs.request import Item, items, stored_request
 from worker.fleet import Fleet
@@ -34,6 +34,8 @@ from worker.publish import Published, Rendered, Spool, commit, published, upload
 from worker.retries import Again, decide
 
 logger = logging.getLogger(__name__)
+
+PASS_ON_S = 0.2  # before a hint goes back to the queue for another worker
 
 
 class JobFailed(Exception):
@@ -58,10 +60,16 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
         if not fleet.group.wait_ready():  # it may have restarted since
             return None
         try:
-            claim = fleet.store.claim(queue, self.request.hostname, fleet.group.size)
+            there = fleet.loaded_elsewhere()
+            claim = fleet.store.claim(queue, fleet.name, fleet.group.size, fleet.loaded(), there)
+            left = claim is None and there and fleet.store.waiting(queue, fleet.group.size)
         except StoreUnavailable as error:  # the reaper sends the hint again
             logger.warning("no claim: %s", error)
             return None
+        if left:  # to a worker that has its model: the hint may have been for that one
+            turn.end()
+            time.sleep(PASS_ON_S)
+            hint(self.app, "")
         if claim is None:
             return None
         logger.info("%s: attempt %d", claim.id, claim.attempt)
@@ -160,7 +168,8 @@ class Attempt:
         spec = fleet.catalog[request.model]
         options = choices(spec, request, fleet.group.size, ran_out, fleet.room(spec))
         choice, why = choose_lane(options, self._waiting(), fleet.lanes.free(), fleet.group.size)
-        with fleet.lanes.lane(choice.width, self.turn, self._wait_for_ranks) as lane:
+        holders = fleet.group.holders(request.model)
+        with fleet.lanes.lane(choice.width, self.turn, self._wait_for_ranks, holders) as lane:
             about = {
                 **asdict(choice.plan),
                 "width": choice.plan.width,

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from jobs.errors import Internal, JobError, OutOfMemory, RankDied
 from jobs.request import stored_request
 from worker.plan import Plan
-from worker.protocol import Canceled, Done, Failed, FromRank, Run
+from worker.protocol import Canceled, Done, Failed, FromRank, Loaded, Run
 from worker.rank import memory, outputs
 from worker.rank.logs import SCENE
 from worker.rank.models import Models
@@ -34,7 +34,11 @@ def serve(
 ) -> None:
     while (run := runs.get()) is not None:
         progress = ItemProgress(run, parallelism.replica(run.members), send, canceled, debug)
-        send(_answer(run, progress, models, parallelism))
+        before = models.names()
+        answer = _answer(run, progress, models, parallelism)
+        if (now := models.names()) != before:
+            send(Loaded(dist.get_rank(), now))
+        send(answer)
         SCENE.stage, SCENE.step = "idle", "-"
 
 

@@ -56,6 +56,10 @@ class Models:
         self._loaded: OrderedDict[Key, Any] = OrderedDict()
         self._services: dict[Key, encoder.Service] = {}
 
+    def names(self) -> list[str]:
+        """Of what is in memory."""
+        return sorted({key.model for key in self._loaded})
+
     def adapter(self, model: str, task: str) -> ModuleType:
         """The module whose load() and run() serve this task of this model."""
         return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
