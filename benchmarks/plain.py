@@ -41,8 +41,10 @@ def matmul_tflops(size: int = 8192, times: int = 20) -> float:
 def write(frames: np.ndarray, path: Path, fps: int) -> None:
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-")
-    h264 = ("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-pix_fmt", "yuv420p")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, *h264, str(path)]
+    h264 = ("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-rc-lookahead", "10")
+    pixels = ("-pix_fmt", "yuv420p", "-threads", "16")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, *h264, *pixels]
+    command += [str(path)]
     subprocess.run(command, input=(frames * 255).round().astype(np.uint8).tobytes(), check=True)
 
 

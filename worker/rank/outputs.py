@@ -76,6 +76,8 @@ class _Video:
                 *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
                 *("-r", str(fps), "-i", "-"),
                 *("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-pix_fmt", "yuv420p"),
+                # The preset's 30 frames would keep it idle for half of a short video.
+                *("-rc-lookahead", "10"),
                 *("-threads", str(THREADS), "-movflags", "+faststart", "-fflags", "+bitexact"),
                 *("-flags:v", "+bitexact", str(path)),
             ],

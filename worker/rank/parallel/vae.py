@@ -8,7 +8,8 @@ give the same bits in every plan.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -114,49 +115,63 @@ class Stripes:
         dist.all_gather(parts, padded, group=self._group)
         return [p.narrow(ROWS, 0, rows * scale) for p, rows in zip(parts, latent_rows, strict=True)]
 
-    def _with_seams(self, x: torch.Tensor, rows: int) -> torch.Tensor:
-        """x with its neighbours' nearest rows above and below; zeros beyond the picture."""
+    def _seams(self, x: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The neighbours' nearest rows, above x and below; zeros beyond the picture."""
         above = below = x.new_zeros(*x.shape[:ROWS], rows, x.shape[-1])
-        if self._size > 1:
-            edges = torch.stack(
-                [x.narrow(ROWS, 0, rows), x.narrow(ROWS, x.shape[ROWS] - rows, rows)]
-            )
+        if self._size > 1 and rows:
+            last = x.shape[ROWS] - rows
+            edges = torch.stack([x.narrow(ROWS, 0, rows), x.narrow(ROWS, last, rows)])
             all_edges = [torch.empty_like(edges) for _ in range(self._size)]
             dist.all_gather(all_edges, edges, group=self._group)
             above = all_edges[self._rank - 1][1] if self._rank else above
             below = all_edges[self._rank + 1][0] if self._rank + 1 < self._size else below
-        return torch.cat([above, x, below], ROWS)
+        return above, below
 
-    def _by_stripe(self, x: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
-        """Each of this rank's stripes of x, with `rows` more above and below."""
-        heights = self._by_rank[self._rank]
-        scale = x.shape[ROWS] // sum(heights)
-        if rows:
-            x = self._with_seams(x, rows)
-        first = 0
-        for height in heights:
-            yield x.narrow(ROWS, first, height * scale + 2 * rows)
-            first += height * scale
+    def _by_stripe(
+        self,
+        convolve: Callable[[torch.Tensor], torch.Tensor],
+        x: torch.Tensor,
+        rows: int,
+        columns: int = 0,
+        before: int = 0,
+    ) -> torch.Tensor:
+        """Each of this rank's stripes of x by itself, with `rows` more above and below, and zeros:
+        `columns` on both sides, `before` frames. One copy of each, as without stripes."""
+        heights, bottom = self._by_rank[self._rank], x.shape[ROWS]
+        scale = bottom // sum(heights)
+        above, below = self._seams(x, rows)
+        parts, first = [], 0
+        for last in itertools.accumulate(height * scale for height in heights):
+            shape = list(x.shape)
+            shape[ROWS], shape[-1] = last - first + 2 * rows, shape[-1] + 2 * columns
+            if before:
+                shape[2] += before
+            wide = x.new_zeros(shape)
+            inner = wide[:, :, before:] if before else wide
+            inner = inner[..., columns : columns + x.shape[-1]]
+            top, end = max(0, first - rows), min(bottom, last + rows)
+            inner.narrow(ROWS, top - first + rows, end - top).copy_(x.narrow(ROWS, top, end - top))
+            if first == 0:
+                inner.narrow(ROWS, 0, rows).copy_(above)
+            if last == bottom:
+                inner.narrow(ROWS, shape[ROWS] - rows, rows).copy_(below)
+            parts.append(convolve(wide))
+            first = last
+        return torch.cat(parts, ROWS) if len(parts) > 1 else parts[0]
 
     def _causal(
         self, conv: WanCausalConv3d, x: torch.Tensor, past: torch.Tensor | None = None
     ) -> torch.Tensor:
-        left, right, rows, _, before, _ = conv._padding
+        columns, _, rows, _, before, _ = conv._padding
         if past is not None and before:
             x, before = torch.cat([past, x], 2), before - past.shape[2]
-        padding = (left, right, 0, 0, before, 0)
-        stripes = (F.pad(stripe, padding) for stripe in self._by_stripe(x, rows))
-        return torch.cat([nn.Conv3d.forward(conv, stripe) for stripe in stripes], ROWS)
+        convolve = functools.partial(nn.Conv3d.forward, conv)
+        return self._by_stripe(convolve, x, rows, columns, before)
 
     def _flat(self, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         rows, columns = conv.padding
-        return torch.cat(
-            [
-                F.conv2d(stripe, conv.weight, conv.bias, padding=(0, columns))
-                for stripe in self._by_stripe(x, rows)
-            ],
-            ROWS,
-        )
+        convolve = functools.partial(F.conv2d, weight=conv.weight, bias=conv.bias)
+        return self._by_stripe(convolve, x, rows, columns)
 
     def _attention(self, block: WanAttentionBlock, x: torch.Tensor) -> torch.Tensor:
         whole = WanAttentionBlock.forward(block, torch.cat(self._gather(x), ROWS))
