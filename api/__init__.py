@@ -4,7 +4,7 @@ import sys
 
 from flask import Flask
 
-from api import errors, health, jobs, models
+from api import errors, health, jobs, models, workers
 from api.services import Services
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
@@ -34,6 +34,6 @@ def create_app() -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["fleet"] = services
     errors.register(app)
-    for blueprint in (jobs.blueprint, models.blueprint, health.blueprint):
+    for blueprint in (jobs.blueprint, models.blueprint, workers.blueprint, health.blueprint):
         app.register_blueprint(blueprint)
     return app

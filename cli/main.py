@@ -154,6 +154,22 @@ def cancel(client: Client, id: str) -> None:
 
 @fleet.command()
 @click.pass_obj
+def workers(client: Client) -> None:
+    """List the workers: their ranks, and the models in their memory."""
+    show.workers(client.call("GET", "/v1/workers")["data"])
+
+
+@fleet.command()
+@click.argument("worker")
+@click.pass_obj
+def drain(client: Client, worker: str) -> None:
+    """Have WORKER take no more jobs, until it is started anew; those that run go on."""
+    client.call("POST", f"/v1/workers/{worker}/drain")
+    click.echo(f"{worker} takes no more jobs")
+
+
+@fleet.command()
+@click.pass_obj
 def doctor(client: Client) -> None:
     """Say what of the fleet works; exit code 1 if something does not."""
     if not show.health(client):

@@ -70,6 +70,14 @@ def download(client: Client, job: dict[str, Any], folder: Path, out: Path | None
     return paths
 
 
+def workers(cards: list[dict[str, Any]]) -> None:
+    """A line each."""
+    for card in cards:
+        state = "ready" if card["ready"] else card["draining"] or "its group restarts"
+        loaded = ", ".join(card["loaded"]) or "nothing"
+        click.echo(f"{card['id']}  {card['size']} ranks  {state}  in memory: {loaded}")
+
+
 def seconds(job: dict[str, Any]) -> None:
     """What each stage took, in the order of the flow, summed over the outputs."""
     metrics = job["metrics"]

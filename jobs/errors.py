@@ -20,6 +20,7 @@ FleetError
     ├── OutOfMemory              tried again once, on a plan that needs less memory
     ├── GroupFault               the group is killed and started again, the job at once
     │   ├── RankDied
+    │   ├── GpuFault            a GPU, its driver or NCCL: two of them drain the worker
     │   └── RankHung
     ├── WorkerLost               a lease expired: the worker is gone
     ├── Poisoned                 the third WorkerLost of one job
@@ -140,6 +141,10 @@ class RankDied(GroupFault):
     code = "rank_died"
 
 
+class GpuFault(GroupFault):
+    code = "gpu_fault"
+
+
 class RankHung(GroupFault):
     code = "rank_hung"
 
@@ -167,5 +172,5 @@ class Internal(JobError):
 # What a rank names by its code comes back as the same class on the worker's side.
 JOB_ERRORS: dict[str, type[JobError]] = {
     kind.code: kind
-    for kind in (InvalidInput, ModelLoadFailed, OutOfMemory, RankDied, RankHung, Internal)
+    for kind in (InvalidInput, ModelLoadFailed, OutOfMemory, RankDied, GpuFault, RankHung, Internal)
 }

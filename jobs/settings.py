@@ -37,6 +37,8 @@ class Settings:
     stage_timeout_s: float = 600
     start_timeout_s: float = 300
     drain_s: float = 600
+    gpu_faults: int = 2  # jobs that a GPU may fail in ten minutes before the worker drains; 0: any
+    deaf_s: float = 60  # that a worker may be idle while jobs wait
     debug: bool = False  # ranks compare their latents at every step
     max_wait_s: int = 60  # cap of `Prefer: wait`
     max_body_bytes: int = 20_000_000
@@ -125,6 +127,8 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_STAGE_TIMEOUT_S": ("stage_timeout_s", _number(float, 1, 86400)),
     "FLEET_START_TIMEOUT_S": ("start_timeout_s", _number(float, 1, 86400)),
     "FLEET_DRAIN_S": ("drain_s", _number(float, 0, 86400)),
+    "FLEET_GPU_FAULTS": ("gpu_faults", _number(int, 0, 1000)),
+    "FLEET_DEAF_S": ("deaf_s", _number(float, 1, 86400)),
     "FLEET_DEBUG": ("debug", _switch),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),

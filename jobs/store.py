@@ -259,6 +259,22 @@ class JobStore:
         self._redis.sadd(self._key("workers"), worker)
 
     @away
+    def wish_drain(self, worker: str) -> bool:
+        """Wishes that the worker takes no more jobs, until it is started anew. False: unknown."""
+        if not self._redis.exists(self._key(f"worker:{worker}")):
+            return False
+        self._redis.set(self._key(f"drain:{worker}"), 1, ex=86400)
+        return True
+
+    @away
+    def drain_wished(self, worker: str) -> bool:
+        return bool(self._redis.exists(self._key(f"drain:{worker}")))
+
+    @away
+    def forget_drain(self, worker: str) -> None:
+        self._redis.delete(self._key(f"drain:{worker}"))
+
+    @away
     def leave(self, worker: str) -> None:
         self._redis.delete(self._key(f"worker:{worker}"))
         self._redis.srem(self._key("workers"), worker)

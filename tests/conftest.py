@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "tests" / "fixtures" / "models.toml"
 PYTHON = sys.executable
 TOP_LEVEL = ("parallel", "deadline_s", "priority", "task")
-FAULTY = ("counts", "sleeps", "hangs", "dies", "oom", "broken")
+FAULTY = ("counts", "sleeps", "hangs", "dies", "shorts", "oom", "broken")
 
 
 def until(check: Callable[[], Any], timeout_s: float = 30, every_s: float = 0.05) -> Any:

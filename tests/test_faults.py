@@ -3,6 +3,7 @@
 import contextlib
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from jobs.catalog import Catalog
 from jobs.parse import parse_request
 from jobs.store import JobStore
-from tests.conftest import RunningFleet, alive, descendants, until
+from tests.conftest import PYTHON, ROOT, RunningFleet, alive, descendants, until
 
 Notes = Callable[[str], list[str]]
 
@@ -25,7 +26,8 @@ def fleet(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """With S3, and leases short enough for a test to see them end."""
     data = tmp_path_factory.mktemp("faulty-fleet")
     options = ["--s3", "--no-flower"]
-    fleet = RunningFleet(data, models_dir, *options, FLEET_LEASE_S="4", FLEET_REAP_S="0.5")
+    short = {"FLEET_LEASE_S": "4", "FLEET_REAP_S": "0.5", "FLEET_DEAF_S": "6"}
+    fleet = RunningFleet(data, models_dir, *options, **short)
     yield fleet
     fleet.stop()
 
@@ -72,6 +74,60 @@ def test_the_worker_ends_its_job_before_it_stops(fleet: RunningFleet) -> None:
     assert job["status"] == "succeeded" and job["attempt"] == 1
     assert not alive(family)
     workers_ready(fleet)
+
+
+def test_a_drained_worker_ends_its_job_takes_no_more_and_says_so(fleet: RunningFleet) -> None:
+    workers_ready(fleet)
+    id = fleet.submit("sleeps", num_inference_steps=60)
+    fleet.wait_running(id, 0.2)
+    (card,) = fleet.client.call("GET", "/v1/workers")["data"]
+    assert card["ready"] and len(card["ranks"]) == card["size"] == 2
+    assert fleet.http.post(f"/v1/workers/{card['id']}/drain").status_code == 202
+    assert fleet.http.post("/v1/workers/nobody/drain").status_code == 404
+    until(lambda: fleet.client.call("GET", "/v1/workers")["data"][0]["draining"])
+    waiting = fleet.submit("counts")
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded" and job["attempt"] == 1
+    time.sleep(2)
+    assert fleet.client.job(waiting)["status"] == "queued"
+    (card,) = fleet.client.call("GET", "/v1/workers")["data"]
+    assert not card["ready"], "it is still there"
+    pid(fleet, "celery").terminate()
+    assert fleet.wait(waiting)["status"] == "succeeded", "once it is started anew"
+
+
+def test_gpu_faults_under_two_jobs_drain_the_worker(fleet: RunningFleet, notes: Notes) -> None:
+    workers_ready(fleet)
+    both = {"parallel": {"ulysses": 2}}
+    first, second = (fleet.submit("shorts", prompt, **both) for prompt in ("one", "two"))
+    (card,) = until(
+        lambda: (w := fleet.client.call("GET", "/v1/workers")["data"]) and w[0]["draining"] and w
+    )
+    assert card["draining"] == "GPU faults under 2 jobs within 10 minutes"
+    jobs = [fleet.client.job(id) for id in (first, second)]
+    errors = [a["error"]["code"] for job in jobs for a in job["attempts"] if a["error"]]
+    assert errors == ["gpu_fault"] * 2, "and neither is lost"
+    pid(fleet, "celery").terminate()
+    assert {fleet.wait(id)["status"] for id in (first, second)} == {"succeeded"}
+
+
+def test_a_worker_that_hears_no_hints_any_more_ends_and_is_started_anew(
+    fleet: RunningFleet,
+) -> None:
+    workers_ready(fleet)
+    worker = pid(fleet, "celery")
+    url = next(line.split()[1] for line in fleet.lines if line.startswith("valkey"))
+    subprocess.run(
+        [PYTHON, "-m", *("celery", "-A", "worker", "control", "cancel_consumer", "gpu")],
+        env={**fleet.environment, "FLEET_REDIS_URL": url},
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
+    id = fleet.submit("counts")
+    until(lambda: not alive([worker]), 30)
+    assert fleet.wait(id)["status"] == "succeeded"
+    assert "while jobs wait: exit" in (fleet.data / "logs" / "worker.log").read_text()
 
 
 def test_a_lost_hint_costs_seconds(fleet: RunningFleet, catalog: Catalog) -> None:

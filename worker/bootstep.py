@@ -12,6 +12,7 @@ from celery.signals import worker_shutting_down
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
 from jobs.errors import FleetError, SettingsError, StoreUnavailable
+from jobs.queue import GPU_QUEUE
 from jobs.settings import Settings
 from jobs.store import JobStore
 from worker.fleet import Fleet
@@ -58,7 +59,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 Drain(),
                 Lanes(self._ranks),
             )
-            self._on_shutdown = lambda **_: fleet.drain.begin(settings.drain_s)
+            self._on_shutdown = lambda **_: fleet.drain.begin("the worker stops", settings.drain_s)
             worker_shutting_down.connect(self._on_shutdown)
             sweep_spool(settings)
             worker.app.fleet = fleet
@@ -70,17 +71,9 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(str(error)) from None
         except OSError as error:
             raise SystemExit(f"FLEET_DATA_DIR can't be used: {error}.") from None
-        self._reaper = Reaper(
-            worker.app,
-            fleet.store,
-            fleet.storage,
-            settings.reap_s,
-            worker.hostname,
-            fleet.group.size,
-            fleet.announcement,
-            lambda: fleet.idle,
-        )
+        self._reaper = Reaper(worker.app, fleet, lambda: leave_queue(worker))
         try:
+            fleet.store.forget_drain(fleet.name)  # it was for the worker before
             self._reaper.announce()
         except StoreUnavailable as error:
             logger.warning("%s", error)
@@ -96,6 +89,14 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Shown by `celery inspect stats` and in Flower."""
         about: dict[str, Any] = worker.app.fleet.announcement()
         return about
+
+
+def leave_queue(worker: Any) -> None:
+    """Takes no more hints; the rest of the consumer, heartbeats too, goes on."""
+    consumer = worker.consumer
+    taker = consumer and consumer.task_consumer  # none while it connects
+    if taker and taker.consuming_from(GPU_QUEUE):
+        consumer.call_soon(consumer.cancel_task_queue, GPU_QUEUE)
 
 
 def count_ranks(settings: Settings) -> int:

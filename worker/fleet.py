@@ -1,6 +1,8 @@
 """What the task needs of its worker; the bootstep sets it as app.fleet."""
 
-from dataclasses import dataclass
+import logging
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.artifacts import ArtifactStorage
@@ -13,6 +15,10 @@ from worker.lanes import Lanes
 from worker.lease import Drain
 from worker.planner import Room
 
+logger = logging.getLogger(__name__)
+
+FAULTS_S = 600  # how long a GPU's fault is remembered
+
 
 @dataclass
 class Fleet:
@@ -24,11 +30,12 @@ class Fleet:
     group: Group
     drain: Drain
     lanes: Lanes
+    _gpu_faults: dict[str, float] = field(default_factory=dict)  # job -> when
 
     @property
     def idle(self) -> bool:
         """Whether it could take a job at once."""
-        return self.lanes.idle and not self.drain.begun
+        return self.group.ready and self.lanes.idle and not self.drain.begun
 
     def loaded(self) -> list[str]:
         """The models that some rank of this worker has in memory."""
@@ -36,8 +43,10 @@ class Fleet:
 
     def loaded_elsewhere(self) -> set[str]:
         """The models in memory of other workers that wait for a job."""
-        others = [w for name, w in self.store.workers().items() if name != self.name and w["idle"]]
-        return {model for worker in others for model in worker["loaded"]}
+        others = [
+            w for name, w in self.store.workers().items() if name != self.name and w.get("idle")
+        ]
+        return {model for worker in others for model in worker.get("loaded", ())}
 
     def announcement(self) -> dict[str, Any]:
         """What this worker says of itself to the API and to the other workers."""
@@ -47,7 +56,18 @@ class Fleet:
             "models": list(self.catalog),
             "loaded": self.loaded(),
             "idle": self.idle,
+            "draining": self.drain.reason,
         }
+
+    def gpu_fault(self, job: str) -> None:
+        """A GPU has failed under this job. Where it was not the job's doing, for others failed here
+        too, the worker takes no more."""
+        now, limit = time.monotonic(), self.settings.gpu_faults
+        self._gpu_faults = {j: at for j, at in self._gpu_faults.items() if at > now - FAULTS_S}
+        self._gpu_faults[job] = now
+        if limit and len(self._gpu_faults) >= limit:
+            self.drain.begin(f"GPU faults under {limit} jobs within {FAULTS_S // 60} minutes")
+            logger.critical("drained: %s", self.drain.reason)
 
     def room(self, spec: ModelSpec) -> Room:
         """For a model's weights, on the ranks of this worker."""

@@ -67,6 +67,10 @@ class Group:
         """Whether every rank is there, within the time that a start may take."""
         return self._keeper.ready.wait(self._settings.start_timeout_s)
 
+    @property
+    def ready(self) -> bool:
+        return self._keeper.ready.is_set()
+
     def least_memory(self) -> int:
         """Bytes that the smallest of the ranks' devices has."""
         return self._keeper.least_memory
@@ -78,7 +82,7 @@ class Group:
     def about(self) -> dict[str, object]:
         """For `inspect stats`, Flower and the API."""
         return {
-            "ready": self._keeper.ready.is_set(),
+            "ready": self.ready,
             "incarnation": self._keeper.incarnation,
             "restarts": max(0, self._keeper.starts - 1),
             "ranks": self._keeper.about(),

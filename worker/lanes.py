@@ -53,6 +53,11 @@ class Lanes:
         spare = self._jobs < self._size + 1  # the threads of worker/bootstep.py
         return bool(self._free) and spare and not self._turn.locked()
 
+    @property
+    def unused(self) -> bool:
+        """Whether nobody looks after a job."""
+        return not self._jobs
+
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         """A job is being looked after by a thread, with or without a lane."""

@@ -1,6 +1,7 @@
 """Lease: what a running job owes Redis and what it learns there: cancel, deadline, loss."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -24,21 +25,23 @@ class CancelWished(Exception):
 
 
 class Drain:
-    """The worker is stopping: no new job, and so long for the running one."""
+    """No new job for this worker, and so long for the running ones. There is no way back."""
 
     def __init__(self) -> None:
-        self._over_at: float | None = None
+        self.reason: str | None = None
+        self._over_at = math.inf
 
-    def begin(self, budget_s: float) -> None:
-        self._over_at = time.monotonic() + budget_s
+    def begin(self, reason: str, budget_s: float = math.inf) -> None:
+        self.reason = self.reason or reason
+        self._over_at = min(self._over_at, time.monotonic() + budget_s)
 
     @property
     def begun(self) -> bool:
-        return self._over_at is not None
+        return self.reason is not None
 
     @property
     def over(self) -> bool:
-        return self._over_at is not None and time.monotonic() > self._over_at
+        return time.monotonic() > self._over_at
 
 
 class Lease:

@@ -4,39 +4,31 @@ One in every worker, no leader: each step of it may run twice, or at the same ti
 """
 
 import logging
+import os
 import random
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
 
 from celery import Celery
 
-from jobs.artifacts import ArtifactStorage
 from jobs.errors import StorageUnavailable, StoreUnavailable
 from jobs.queue import GPU_QUEUE, hint
-from jobs.store import JobStore
+from worker.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
+DEAF = 70  # the exit code of a worker that hears no hints any more
+
 
 class Reaper(threading.Thread):
-    """about: what this worker says of itself, each tick. idle: whether it could take a job."""
+    """leave_queue: has the worker take no more hints; called again for as long as it drains."""
 
-    def __init__(
-        self,
-        app: Celery,
-        store: JobStore,
-        storage: ArtifactStorage,
-        every_s: float,
-        worker: str,
-        ranks: int,
-        about: Callable[[], dict[str, Any]],
-        idle: Callable[[], bool],
-    ) -> None:
+    def __init__(self, app: Celery, fleet: Fleet, leave_queue: Callable[[], None]) -> None:
         super().__init__(name="reaper", daemon=True)
-        self._app, self._store, self._storage = app, store, storage
-        self._every_s, self._worker, self._about = every_s, worker, about
-        self._ranks, self._idle, self._idle_before = ranks, idle, False
+        self._app, self._fleet, self._leave_queue = app, fleet, leave_queue
+        self._store, self._every_s = fleet.store, fleet.settings.reap_s
+        self._idle_since: float | None = None  # while jobs wait
         self._removal: threading.Thread | None = None
         self._stopped = threading.Event()
 
@@ -45,6 +37,7 @@ class Reaper(threading.Thread):
             try:
                 self._tick()
             except StoreUnavailable as error:
+                self._idle_since = None  # nobody hears anything now
                 logger.warning("%s", error)
             except Exception:
                 logger.exception("the reaper goes on")
@@ -53,21 +46,16 @@ class Reaper(threading.Thread):
         self._stopped.set()
         self.join()
         try:
-            self._store.leave(self._worker)
+            self._store.leave(self._fleet.name)
         except StoreUnavailable:
             logger.info("Redis is away; it forgets this worker by itself")
 
     def announce(self) -> None:
-        self._store.announce(self._worker, self._about(), ttl_s=max(15, int(4 * self._every_s)))
-
-    def _wake(self) -> None:
-        """Idle for two ticks while jobs wait: their hints are lost, and an hour is long to wait."""
-        idle = self._idle() and self._store.waiting(GPU_QUEUE, self._ranks) > 0
-        if idle and self._idle_before:
-            hint(self._app, "")
-        self._idle_before = idle
+        ttl_s = max(15, int(4 * self._every_s))
+        self._store.announce(self._fleet.name, self._fleet.announcement(), ttl_s)
 
     def _tick(self) -> None:
+        self._drain()
         self.announce()
         due, purge = self._store.reap()
         for id in due:
@@ -78,10 +66,34 @@ class Reaper(threading.Thread):
             self._removal = threading.Thread(target=self._remove, args=(purge,), daemon=True)
             self._removal.start()
 
+    def _drain(self) -> None:
+        drain = self._fleet.drain
+        if not drain.begun and self._store.drain_wished(self._fleet.name):
+            drain.begin("somebody asked for it")
+            logger.warning("drained: %s", drain.reason)
+        if drain.begun:
+            self._leave_queue()
+
+    def _wake(self) -> None:
+        """Idle while jobs wait: their hints are lost, and an hour is long to wait. Where hints to
+        itself do not help either, the worker has gone deaf: to start anew is what helps."""
+        fleet, now = self._fleet, time.monotonic()
+        if not (fleet.idle and self._store.waiting(GPU_QUEUE, fleet.group.size)):
+            self._idle_since = None
+            return
+        if self._idle_since is None:
+            self._idle_since = now
+            return
+        hint(self._app, "")
+        if fleet.lanes.unused and now - self._idle_since > fleet.settings.deaf_s:
+            logger.critical("idle for %.0f s while jobs wait: exit", now - self._idle_since)
+            logging.shutdown()
+            os._exit(DEAF)  # its group dies with it; no job runs
+
     def _remove(self, ids: list[str]) -> None:
         for id in ids:
             try:
-                self._storage.remove(id)
+                self._fleet.storage.remove(id)
                 self._store.purged(id)
             except (StorageUnavailable, StoreUnavailable) as error:
                 logger.warning("%s: outputs not removed yet: %s", id, error)

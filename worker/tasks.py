@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Celery, Task, shared_task
 
 from jobs.errors import (
     DeadlineExceeded,
+    GpuFault,
     Internal,
     Interrupted,
     InvalidInput,
@@ -51,7 +52,10 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     Answers the job and its state, for Flower; None when there was nothing to do.
     """
     fleet: Fleet = self.app.fleet
-    if not fleet.group.wait_ready() or fleet.drain.begun:  # a lost hint is sent again
+    if fleet.drain.begun:
+        pass_on(self.app)
+        return None
+    if not fleet.group.wait_ready():  # a lost hint is sent again
         return None
     turn = fleet.lanes.turn(lambda: fleet.drain.begun)
     if turn is None:
@@ -68,8 +72,7 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
             return None
         if left:  # to a worker that has its model: the hint may have been for that one
             turn.end()
-            time.sleep(PASS_ON_S)
-            hint(self.app, "")
+            pass_on(self.app)
         if claim is None:
             return None
         logger.info("%s: attempt %d", claim.id, claim.attempt)
@@ -82,6 +85,12 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     if state is JobState.FAILED:
         raise JobFailed(claim.id)
     return {"job": claim.id, "state": str(state)}
+
+
+def pass_on(app: Celery) -> None:
+    """The hint, to another worker. Not at once: it may come back here."""
+    time.sleep(PASS_ON_S)
+    hint(app, "")
 
 
 class Attempt:
@@ -245,6 +254,8 @@ class Attempt:
                 return self._canceled()
             except (DeadlineExceeded, Interrupted) as reason:
                 error = reason
+        if isinstance(error, GpuFault):
+            self._fleet.gpu_fault(claim.id)
         answer = error.answer()
         logger.error("%s: %s: %s", claim.id, error.code, error)
         decision = decide(error, claim.errors)

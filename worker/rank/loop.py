@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.errors import Internal, JobError, OutOfMemory, RankDied
+from jobs.errors import GpuFault, Internal, JobError, OutOfMemory, RankDied
 from jobs.request import stored_request
 from worker.plan import Plan
 from worker.protocol import Canceled, Done, Failed, FromRank, Loaded, Run
@@ -22,6 +22,8 @@ from worker.rank.parallel import Parallelism, encoder
 from worker.rank.progress import ItemProgress, PeerFailed, Stopped
 
 logger = logging.getLogger(__name__)
+
+GPU_WORDS = ("CUDA error", "cuDNN error", "NCCL error")
 
 
 def serve(
@@ -105,14 +107,16 @@ def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception)
 
 
 def _named(error: Exception, clean: bool) -> JobError:
-    """What the caller is told; a fault of a GPU or of NCCL comes as any class of RuntimeError."""
+    """What the caller is told; a fault of NCCL or of a peer comes as any class of RuntimeError."""
     if isinstance(error, JobError):
         return error
     text = f"{type(error).__name__}: {error}"[:500]
     short = ("out of memory", "ALLOC_FAILED")
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in text for w in short):
         return OutOfMemory(f"Rank {dist.get_rank()} ran out of memory.")
-    fault = isinstance(error, RuntimeError | OSError)  # of a GPU, of NCCL, of a peer
+    if isinstance(error, torch.AcceleratorError) or any(word in text for word in GPU_WORDS):
+        return GpuFault(f"Rank {dist.get_rank()}: {text}")
+    fault = isinstance(error, RuntimeError | OSError)  # of gloo, of a peer
     if isinstance(error, PeerFailed) or clean or not fault:
         return Internal(text)
     return RankDied(f"Rank {dist.get_rank()}: {text}")
