@@ -17,6 +17,7 @@ def job_answer(job: Job) -> dict[str, Any]:
         "status": job.status,
         "seq": job.seq,
         **_asked(job.request),
+        "retry_of": job.retry_of,
         "warnings": job.warnings,
         "attempt": len(job.attempts),
         "attempts": [_attempt(a) for a in job.attempts],

@@ -22,7 +22,7 @@ def readyz() -> tuple[Response, int]:
     fleet = services()
     checks = {"redis": _check(fleet.store.ping), "storage": _check(fleet.storage.ping)}
     ready = all(state == "ok" for state in checks.values())
-    workers = list(fleet.store.workers()) if checks["redis"] == "ok" else []
+    workers = list(fleet.store.workers.alive()) if checks["redis"] == "ok" else []
     body = {"status": "ok" if ready else "unavailable", "checks": checks, "workers": workers}
     return jsonify(body), 200 if ready else 503
 

@@ -1,4 +1,4 @@
-"""/v1/jobs: create, get, list, cancel, delete, outputs."""
+"""/v1/jobs: create, get, list, cancel, retry, delete, outputs, and the list of the dead."""
 
 import hashlib
 import json
@@ -14,7 +14,9 @@ from api.answers import job_answer
 from api.services import services
 from jobs.errors import (
     InvalidRequest,
+    JobActive,
     MalformedJson,
+    ModelNotFound,
     NotFound,
     NotReady,
     OutputExpired,
@@ -23,7 +25,7 @@ from jobs.errors import (
 from jobs.parse import parse_request
 from jobs.queue import send_hint
 from jobs.record import Job, JobState
-from jobs.request import JobRequest, Parallel
+from jobs.request import JobRequest, Parallel, stored_request
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
 
@@ -32,15 +34,33 @@ POLL_S = 0.1
 
 @blueprint.post("")
 def create() -> Response:
-    fleet = services()
     body = _json_body()
-    asked, warnings = parse_request(body, fleet.catalog)
+    asked, warnings = parse_request(body, services().catalog)
+    return _submitted(asked, warnings, json.dumps(body, sort_keys=True))
+
+
+@blueprint.post("/<id>/retry")
+def retry(id: str) -> Response:
+    """A new job that asks for the same, seed and all. The old one stays as it ended."""
+    job = _job(id)
+    if not job.state.final:
+        raise JobActive(f"Job {id} is {job.status}.")
+    if job.model not in services().catalog:
+        raise ModelNotFound(f"There is no model {job.model!r} any more.")
+    asked = stored_request(json.dumps(job.request))
+    return _submitted(asked, job.warnings, f"retry {id}", retry_of=id)
+
+
+def _submitted(asked: JobRequest, warnings: list[str], said: str, retry_of: str = "") -> Response:
+    """Records the job, tells a worker, and answers. said: what an idempotency key stands for."""
+    fleet = services()
     _check_width(asked)
     id, created = fleet.store.submit(
         asked,
         warnings=warnings,
         key=_idempotency_key(),
-        body_hash=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest(),
+        body_hash=hashlib.sha256(said.encode()).hexdigest(),
+        retry_of=retry_of,
     )
     if created:
         send_hint(fleet.celery, fleet.store, id, first=True)
@@ -81,6 +101,13 @@ def list_all() -> Response:
     )
     data = [job_answer(job) for job in jobs]
     return jsonify({"object": "list", "data": data, "has_more": cursor is not None, "next": cursor})
+
+
+@blueprint.get("/dead")
+def dead() -> Response:
+    """What faults ended and nobody has retried: a person should look."""
+    data = [job_answer(job) for job in services().store.dead()]
+    return jsonify({"object": "list", "data": data, "has_more": False, "next": None})
 
 
 @blueprint.post("/<id>/cancel")
@@ -141,7 +168,9 @@ def _check_width(asked: JobRequest) -> None:
     plan = asked.parallel
     if not isinstance(plan, Parallel):
         return
-    refusals = [plan.refused_by(about["size"]) for about in services().store.workers().values()]
+    refusals = [
+        plan.refused_by(about["size"]) for about in services().store.workers.alive().values()
+    ]
     if refusals and all(refusals):
         detail = str(refusals[0])
         raise InvalidRequest(f"/parallel: {detail}", Problem("/parallel", "plan", detail))

@@ -14,7 +14,7 @@ blueprint = Blueprint("models", __name__, url_prefix="/v1/models")
 
 @blueprint.get("")
 def list_all() -> Response:
-    workers = services().store.workers()
+    workers = services().store.workers.alive()
     data = [_card(spec, workers) for spec in services().catalog.values()]
     return jsonify({"object": "list", "data": data, "has_more": False, "next": None})
 
@@ -24,7 +24,7 @@ def get(id: str) -> Response:
     spec = services().catalog.get(id)
     if spec is None:
         raise ModelNotFound(f"There is no model {id[:80]!r}.")
-    return jsonify(_card(spec, services().store.workers()))
+    return jsonify(_card(spec, services().store.workers.alive()))
 
 
 def _card(spec: ModelSpec, workers: dict[str, dict[str, Any]]) -> dict[str, Any]:

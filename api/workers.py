@@ -12,7 +12,7 @@ blueprint = Blueprint("workers", __name__, url_prefix="/v1/workers")
 
 @blueprint.get("")
 def list_all() -> Response:
-    data = [_card(name, about) for name, about in services().store.workers().items()]
+    data = [_card(name, about) for name, about in services().store.workers.alive().items()]
     return jsonify({"object": "list", "data": data, "has_more": False, "next": None})
 
 
@@ -20,8 +20,8 @@ def list_all() -> Response:
 def drain(name: str) -> tuple[Response, int]:
     """It takes no more jobs from its next tick on, seconds later; those that run go on."""
     store = services().store
-    about = store.workers().get(name)
-    if about is None or not store.wish_drain(name):
+    about = store.workers.alive().get(name)
+    if about is None or not store.workers.wish_drain(name):
         raise NotFound(f"There is no worker {name[:80]!r}.")
     return jsonify(_card(name, {**about, "draining": about["draining"] or "asked for"})), 202
 

@@ -1,4 +1,4 @@
-"""`fleet`: up | demo on this machine; submit | watch | status | cancel | doctor speak HTTP."""
+"""`fleet`: up | demo on this machine; all other commands speak HTTP to the API."""
 
 import json
 from pathlib import Path
@@ -150,6 +150,35 @@ def status(client: Client, id: str | None) -> None:
 def cancel(client: Client, id: str) -> None:
     """End a job: at once while it waits, within two denoising steps while it runs."""
     click.echo(client.call("POST", f"/v1/jobs/{id}/cancel")["status"])
+
+
+@fleet.group()
+def dead() -> None:
+    """The jobs that faults have ended, until somebody replays or deletes them."""
+
+
+@dead.command("list")
+@click.pass_obj
+def dead_list(client: Client) -> None:
+    """A line each: its id, its error, what was asked."""
+    show.dead(client.call("GET", "/v1/jobs/dead")["data"])
+
+
+@dead.command("show")
+@click.argument("id")
+@click.pass_obj
+def dead_show(client: Client, id: str) -> None:
+    """One of them in full: every attempt, with worker, plan, times and error."""
+    click.echo(json.dumps(client.job(id), indent=2))
+
+
+@dead.command("replay")
+@click.argument("ids", nargs=-1, required=True)
+@click.pass_obj
+def dead_replay(client: Client, ids: tuple[str, ...]) -> None:
+    """Send new jobs that ask for the same as these."""
+    for id in ids:
+        click.echo(client.call("POST", f"/v1/jobs/{id}/retry")["id"])
 
 
 @fleet.command()

@@ -70,6 +70,13 @@ def download(client: Client, job: dict[str, Any], folder: Path, out: Path | None
     return paths
 
 
+def dead(jobs: list[dict[str, Any]]) -> None:
+    """A line each."""
+    for job in jobs:
+        error, prompt = job["error"], job["input"]["prompt"]
+        click.echo(f"{job['id']}  {error['code']}: {error['message'][:60]}  {str(prompt)[:40]!r}")
+
+
 def workers(cards: list[dict[str, Any]]) -> None:
     """A line each."""
     for card in cards:

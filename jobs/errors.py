@@ -8,6 +8,7 @@ FleetError
 │   ├── NotFound                 404
 │   ├── ModelNotFound            404
 │   ├── NotReady                 409, ask again later
+│   ├── JobActive                409
 │   ├── OutputExpired            410
 │   ├── InvalidRequest           422
 │   └── KeyReused                422
@@ -78,6 +79,10 @@ class ModelNotFound(RequestError):
 
 class NotReady(RequestError):
     status, code, retryable = 409, "not_ready", True
+
+
+class JobActive(RequestError):
+    status, code = 409, "job_active"
 
 
 class OutputExpired(RequestError):

@@ -100,6 +100,7 @@ class Job:
     artifacts: list[Artifact]
     metrics: dict[str, Any]
     error: dict[str, Any] | None
+    retry_of: str | None
     cancel_wished: bool
     deleted: bool
 
@@ -159,6 +160,7 @@ def job_from_hash(fields: Mapping[str, str]) -> Job:
         artifacts=[Artifact(**a) for a in value("artifacts", [])],
         metrics=value("metrics", {}),
         error=value("error", None),
+        retry_of=fields.get("retry_of"),
         cancel_wished="cancel" in fields,
         deleted="deleted" in fields,
     )

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Collection
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jobs.connection import away, connect
 from jobs.errors import KeyReused, LeaseLost, Poisoned, WorkerLost
 from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
 from jobs.request import JobRequest, Parallel
+from jobs.workers import Workers
 
 _PARTS = ("begin", "api", "worker", "reaper", "end")
 _LUA = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in _PARTS)
@@ -38,6 +40,7 @@ class JobStore:
         self._redis = connect(url)
         self._script = self._redis.register_script(_LUA)
         self._prefix = prefix
+        self.workers = Workers(self._redis, prefix)
         self._lease_s = lease_s
 
     def _step(self, name: str, *args: object) -> Any:
@@ -56,8 +59,10 @@ class JobStore:
         warnings: list[str] | None = None,
         key: str = "",
         body_hash: str = "",
+        retry_of: str = "",
     ) -> tuple[str, bool]:
-        """Answers the job's id and whether it is new. key: the caller's idempotency key.
+        """Answers the job's id and whether it is new. key: the caller's idempotency key. retry_of:
+        the job that this one does again, which is no longer listed as dead.
 
         The record is on disk when this returns, where Redis keeps an append-only file.
         Raises: KeyReused, when `key` came before with another body.
@@ -73,7 +78,7 @@ class JobStore:
             PRIORITIES[request.priority],
         ]
         args += [tenant, request.model, request.task, width, deadline_s]
-        args += [json.dumps(warnings or []), key, body_hash]
+        args += [json.dumps(warnings or []), key, body_hash, retry_of]
         with self._redis.pipeline(transaction=False) as pipe:
             self._script(keys=[self._prefix], client=pipe, args=args)
             pipe.execute_command("WAITAOF", 1, 0, 500)
@@ -140,6 +145,13 @@ class JobStore:
             jobs = [job_from_hash(f) for f in pipe.execute() if f and "deleted" not in f]
         more = len(rows) > limit
         return jobs, f"{page[-1][1]!r}/{page[-1][0]}" if more else None
+
+    @away
+    def dead(self, tenant: str = "default", limit: int = 100) -> list[Job]:
+        """The jobs that faults ended and nobody has retried, the latest first."""
+        ids = self._redis.zrange(self._key("dead"), 0, -1, desc=True)
+        jobs = (self.get(id, tenant) for id in ids)
+        return list(islice((job for job in jobs if job is not None), limit))
 
     @away
     def cancel(self, id: str, tenant: str = "default") -> bool:
@@ -251,43 +263,6 @@ class JobStore:
         """
         due, purge = self._step("reap", self._lease_s, _WORKER_LOST, _POISONED)
         return due, purge
-
-    @away
-    def announce(self, worker: str, about: dict[str, Any], ttl_s: int = 15) -> None:
-        """Says for ttl_s seconds that this worker is there, and what it has."""
-        self._redis.set(self._key(f"worker:{worker}"), json.dumps(about), ex=ttl_s)
-        self._redis.sadd(self._key("workers"), worker)
-
-    @away
-    def wish_drain(self, worker: str) -> bool:
-        """Wishes that the worker takes no more jobs, until it is started anew. False: unknown."""
-        if not self._redis.exists(self._key(f"worker:{worker}")):
-            return False
-        self._redis.set(self._key(f"drain:{worker}"), 1, ex=86400)
-        return True
-
-    @away
-    def drain_wished(self, worker: str) -> bool:
-        return bool(self._redis.exists(self._key(f"drain:{worker}")))
-
-    @away
-    def forget_drain(self, worker: str) -> None:
-        self._redis.delete(self._key(f"drain:{worker}"))
-
-    @away
-    def leave(self, worker: str) -> None:
-        self._redis.delete(self._key(f"worker:{worker}"))
-        self._redis.srem(self._key("workers"), worker)
-
-    @away
-    def workers(self) -> dict[str, dict[str, Any]]:
-        """What each live worker said of itself."""
-        names = sorted(self._redis.smembers(self._key("workers")))
-        texts = self._redis.mget([self._key(f"worker:{name}") for name in names]) if names else []
-        alive = {name: json.loads(text) for name, text in zip(names, texts, strict=True) if text}
-        if gone := set(names) - set(alive):
-            self._redis.srem(self._key("workers"), *gone)
-        return alive
 
     @away
     def ping(self) -> None:

@@ -133,6 +133,8 @@ def test_an_unknown_job(api: httpx.Client) -> None:
     for call in (
         lambda: api.get("/v1/jobs/job_nothing"),
         lambda: api.post("/v1/jobs/job_nothing/cancel"),
+        lambda: api.post("/v1/jobs/job_nothing/retry"),
+        lambda: api.post("/v1/workers/nobody/drain"),
         lambda: api.delete("/v1/jobs/job_nothing"),
         lambda: api.get("/v1/jobs/job_nothing/outputs/0"),
         lambda: api.get("/v1/nothing"),

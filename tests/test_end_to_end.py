@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -155,6 +156,27 @@ def test_a_job_that_kills_its_rank_each_time_is_given_up(fleet: RunningFleet, no
     assert job["status"] == "failed" and job["error"]["code"] == "rank_died"
     assert job["attempt"] == 3
     assert fleet.wait(fleet.submit("tiny-image"))["status"] == "succeeded"
+
+
+def test_a_dead_job_is_listed_until_it_is_replayed(file_fleet: RunningFleet, notes: Notes) -> None:
+    fleet = file_fleet
+
+    def cli(*words: str) -> str:
+        command = [str(Path(PYTHON).with_name("fleet")), "--url", fleet.url, "dead", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    id = fleet.submit("dies", "always", seed=7, parallel={"ulysses": 2})
+    fleet.wait(id)
+    assert f"{id}  rank_died: " in cli("list")
+    assert json.loads(cli("show", id))["attempt"] == 3
+    again = cli("replay", id).strip()
+    job = fleet.client.job(again)
+    assert job["retry_of"] == id and job["input"] == fleet.client.job(id)["input"]
+    assert id not in cli("list")
+    assert fleet.http.post(f"/v1/jobs/{again}/retry").status_code == 409, "it runs"
+    fleet.client.call("POST", f"/v1/jobs/{again}/cancel")
+    assert fleet.wait(again)["status"] == "canceled" and again not in cli("list")
+    assert fleet.client.job(id)["status"] == "failed", "it stays as it ended"
 
 
 def test_delete_removes_record_and_files(fleet: RunningFleet) -> None:

@@ -4,18 +4,16 @@ import secrets
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
-import redis
 
 from jobs.catalog import Catalog
 from jobs.errors import KeyReused, LeaseLost, StoreUnavailable
-from jobs.parse import parse_request
-from jobs.record import TRANSITIONS, Claim, JobState
+from jobs.record import TRANSITIONS, JobState
 from jobs.request import JobRequest
 from jobs.store import JobStore
-from tests.conftest import Server, until
+from tests.conftest import Server
+from tests.fixtures.jobs import ask, claim
 
 ERROR = {"code": "rank_died", "message": "Rank 1 died.", "stage": "denoise", "retryable": True}
 
@@ -23,17 +21,6 @@ ERROR = {"code": "rank_died", "message": "Rank 1 died.", "stage": "denoise", "re
 @pytest.fixture
 def request_(catalog: Catalog) -> JobRequest:
     return ask(catalog)
-
-
-def ask(catalog: Catalog, **fields: Any) -> JobRequest:
-    body = {"model": "tiny-image", "input": {"prompt": "x"}, **fields}
-    return parse_request(body, catalog)[0]
-
-
-def claim(store: JobStore, worker: str = "w1", ranks: int = 2) -> Claim:
-    claimed = store.claim("gpu", worker, ranks)
-    assert claimed is not None
-    return claimed
 
 
 def state(store: JobStore, id: str) -> JobState:
@@ -89,64 +76,6 @@ def test_a_step_that_is_sent_twice_is_done_once(store: JobStore, request_: JobRe
     mine = claim(store)
     assert store.fail(mine, ERROR, 0) is store.fail(mine, ERROR, 0) is JobState.QUEUED
     assert len(claim(store).errors) == 1
-
-
-def test_priority_first_then_age(store: JobStore, catalog: Catalog) -> None:
-    ids = {
-        name: store.submit(ask(catalog, priority=priority))[0]
-        for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high")]
-    }
-    assert [claim(store).id for _ in ids] == [ids[name] for name in "dbca"]
-
-
-def test_jobs_of_a_model_in_memory_come_first_for_half_a_minute(
-    store: JobStore, catalog: Catalog, valkey: Server
-) -> None:
-    other, mine, last = (
-        store.submit(ask(catalog, model=model))[0]
-        for model in ("tiny-image", "tiny-video", "tiny-video")
-    )
-    urgent, _ = store.submit(ask(catalog, model="tiny-image", priority="high"))
-    loaded = {"tiny-video", "tiny-fill"}
-    claims = [store.claim("gpu", "w", 2, loaded) for _ in range(2)]
-    assert [c.id for c in claims if c] == [urgent, mine], "priority is before it"
-    with redis.Redis.from_url(valkey.url) as direct:  # the first one waits for 31 seconds
-        key = f"{store._prefix}:job:{other}"
-        direct.hset(key, "ready_at", float(direct.hget(key, "ready_at")) - 31)
-    claims = [store.claim("gpu", "w", 2, loaded) for _ in range(2)]
-    assert [c.id for c in claims if c] == [other, last]
-
-
-def test_a_job_is_left_to_an_idle_worker_that_has_its_model_for_two_seconds(
-    store: JobStore, catalog: Catalog
-) -> None:
-    theirs, _ = store.submit(ask(catalog, model="tiny-image"))
-    ours, _ = store.submit(ask(catalog, model="tiny-video", priority="low"))
-    assert [
-        claim and claim.id
-        for _ in range(2)
-        for claim in [store.claim("gpu", "w", 2, (), {"tiny-image"})]
-    ] == [ours, None]
-    assert until(lambda: store.claim("gpu", "w", 2, (), {"tiny-image"}), 5).id == theirs
-    waited = time.time() - store.get(theirs).created_at  # type: ignore[union-attr]
-    assert waited >= 2
-
-
-def test_a_wide_plan_waits_for_a_wide_group(store: JobStore, catalog: Catalog) -> None:
-    wide, _ = store.submit(ask(catalog, parallel={"data": 4}))
-    narrow, _ = store.submit(ask(catalog))
-    assert claim(store, ranks=2).id == narrow
-    assert store.claim("gpu", "w", 2) is None
-    assert claim(store, ranks=4).id == wide
-
-
-def test_two_claimers_never_share_a_job(store: JobStore, request_: JobRequest) -> None:
-    for _ in range(40):
-        store.submit(request_)
-    with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda n: store.claim("gpu", f"w{n}", 2), range(60)))
-    ids = [c.id for c in claims if c]
-    assert len(ids) == len(set(ids)) == 40
 
 
 def test_cancel_ends_a_queued_job_and_asks_a_running_one(
@@ -311,12 +240,12 @@ def test_pages_follow_one_another_without_gap_or_double(
 
 
 def test_workers_are_there_for_as_long_as_they_say_so(store: JobStore) -> None:
-    store.announce("w1", {"size": 2}, ttl_s=1)
-    store.announce("w2", {"size": 4})
-    assert store.workers() == {"w1": {"size": 2}, "w2": {"size": 4}}
-    store.leave("w2")
+    store.workers.announce("w1", {"size": 2}, ttl_s=1)
+    store.workers.announce("w2", {"size": 4})
+    assert store.workers.alive() == {"w1": {"size": 2}, "w2": {"size": 4}}
+    store.workers.leave("w2")
     time.sleep(1.1)
-    assert store.workers() == {}
+    assert store.workers.alive() == {}
 
 
 def test_a_redis_that_is_away_is_said_within_three_seconds(request_: JobRequest) -> None:

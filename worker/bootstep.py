@@ -73,7 +73,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(f"FLEET_DATA_DIR can't be used: {error}.") from None
         self._reaper = Reaper(worker.app, fleet, lambda: leave_queue(worker))
         try:
-            fleet.store.forget_drain(fleet.name)  # it was for the worker before
+            fleet.store.workers.forget_drain(fleet.name)  # it was for the worker before
             self._reaper.announce()
         except StoreUnavailable as error:
             logger.warning("%s", error)

@@ -44,7 +44,9 @@ class Fleet:
     def loaded_elsewhere(self) -> set[str]:
         """The models in memory of other workers that wait for a job."""
         others = [
-            w for name, w in self.store.workers().items() if name != self.name and w.get("idle")
+            w
+            for name, w in self.store.workers.alive().items()
+            if name != self.name and w.get("idle")
         ]
         return {model for worker in others for model in worker.get("loaded", ())}
 

@@ -46,13 +46,13 @@ class Reaper(threading.Thread):
         self._stopped.set()
         self.join()
         try:
-            self._store.leave(self._fleet.name)
+            self._store.workers.leave(self._fleet.name)
         except StoreUnavailable:
             logger.info("Redis is away; it forgets this worker by itself")
 
     def announce(self) -> None:
         ttl_s = max(15, int(4 * self._every_s))
-        self._store.announce(self._fleet.name, self._fleet.announcement(), ttl_s)
+        self._store.workers.announce(self._fleet.name, self._fleet.announcement(), ttl_s)
 
     def _tick(self) -> None:
         self._drain()
@@ -68,7 +68,7 @@ class Reaper(threading.Thread):
 
     def _drain(self) -> None:
         drain = self._fleet.drain
-        if not drain.begun and self._store.drain_wished(self._fleet.name):
+        if not drain.begun and self._store.workers.drain_wished(self._fleet.name):
             drain.begin("somebody asked for it")
             logger.warning("drained: %s", drain.reason)
         if drain.begun:

@@ -1,8 +1,9 @@
 -- What callers of the API do with a job.
 
--- id request queue priority tenant model task ranks deadline_s warnings key body
+-- id request queue priority tenant model task ranks deadline_s warnings key body retry_of
 -- -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used otherwise
-function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, key, body)
+function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, key, body,
+    retry_of)
   if redis.call('EXISTS', job(id)) == 1 then return {1, id} end  -- sent twice, the answer was lost
   if key ~= '' then
     local idem = P .. 'idem:' .. tenant .. ':' .. key
@@ -17,6 +18,10 @@ function step.submit(id, request, queue, priority, tenant, model, task, ranks, d
   redis.call('HSET', job(id), 'id', id, 'state', 'queued', 'seq', 0, 'queue', queue,
     'priority', priority, 'tenant', tenant, 'model', model, 'task', task, 'ranks', ranks,
     'request', request, 'warnings', warnings, 'created_at', time(now), 'fence', 0, 'crashes', 0)
+  if retry_of ~= '' then
+    redis.call('HSET', job(id), 'retry_of', retry_of)
+    redis.call('ZREM', P .. 'dead', retry_of)  -- somebody has looked after it
+  end
   if deadline_s ~= '' then
     redis.call('HSET', job(id), 'deadline_at', time(now + tonumber(deadline_s)))
   end

@@ -4,7 +4,7 @@
 --
 -- job:ID hash        id state seq queue tenant model task priority ranks request warnings created_at
 --                    ready_at started_at finished_at deadline_at fence token worker lease_until plan
---                    progress attempt:N errors crashes sends cancel deleted artifacts metrics error
+--                    progress attempt:N errors crashes sends cancel deleted artifacts metrics error retry_of
 -- queued:QUEUE zset  what claim picks from; score = priority, then ready_at
 -- send zset          score = when the next hint is due
 -- running zset       score = lease_until
