@@ -23,7 +23,13 @@ def create_app() -> Flask:
         services = Services(
             settings,
             load_catalog(settings.models),
-            JobStore(settings.redis_url, settings.key_prefix, settings.lease_s),
+            JobStore(
+                settings.redis_url,
+                settings.key_prefix,
+                settings.lease_s,
+                settings.max_queued,
+                settings.max_queued_per_tenant,
+            ),
             ArtifactStorage(settings),
             make_app(settings),
         )

@@ -11,7 +11,8 @@ FleetError
 │   ├── JobActive                409
 │   ├── OutputExpired            410
 │   ├── InvalidRequest           422
-│   └── KeyReused                422
+│   ├── KeyReused                422
+│   └── QueueFull                429, ask again later
 ├── StoreUnavailable             Redis is away
 ├── StorageUnavailable           the object storage is away
 ├── LeaseLost                    another attempt owns the job now: stop, publish nothing
@@ -91,6 +92,10 @@ class OutputExpired(RequestError):
 
 class InvalidRequest(RequestError):
     pass
+
+
+class QueueFull(RequestError):
+    status, code, retryable = 429, "queue_full", True
 
 
 class KeyReused(RequestError):

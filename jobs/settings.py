@@ -40,6 +40,9 @@ class Settings:
     gpu_faults: int = 2  # jobs that a GPU may fail in ten minutes before the worker drains; 0: any
     deaf_s: float = 60  # that a worker may be idle while jobs wait
     debug: bool = False  # ranks compare their latents at every step
+    max_queued: int = 100_000  # jobs; more are refused
+    max_queued_per_tenant: int = 10_000
+    spool_free_bytes: int = 2_000_000_000  # a worker with less takes no jobs
     max_wait_s: int = 60  # cap of `Prefer: wait`
     max_body_bytes: int = 20_000_000
 
@@ -130,6 +133,9 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_GPU_FAULTS": ("gpu_faults", _number(int, 0, 1000)),
     "FLEET_DEAF_S": ("deaf_s", _number(float, 1, 86400)),
     "FLEET_DEBUG": ("debug", _switch),
+    "FLEET_MAX_QUEUED": ("max_queued", _number(int, 1, 10_000_000)),
+    "FLEET_MAX_QUEUED_PER_TENANT": ("max_queued_per_tenant", _number(int, 1, 10_000_000)),
+    "FLEET_SPOOL_FREE_BYTES": ("spool_free_bytes", _number(int, 0, 2**60)),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),
 }

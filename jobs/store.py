@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from jobs.connection import away, connect
-from jobs.errors import KeyReused, LeaseLost, Poisoned, WorkerLost
+from jobs.errors import KeyReused, LeaseLost, Poisoned, QueueFull, StoreUnavailable, WorkerLost
 from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
 from jobs.request import JobRequest, Parallel
 from jobs.workers import Workers
@@ -36,12 +36,20 @@ def new_id(kind: str = "job") -> str:
 class JobStore:
     """Every method raises StoreUnavailable within about 2 s when Redis is away."""
 
-    def __init__(self, url: str, prefix: str, lease_s: float = 30) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        lease_s: float = 30,
+        max_queued: int = 100_000,
+        max_queued_per_tenant: int = 10_000,
+    ) -> None:
         self._redis = connect(url)
         self._script = self._redis.register_script(_LUA)
         self._prefix = prefix
         self.workers = Workers(self._redis, prefix)
         self._lease_s = lease_s
+        self._limits = max_queued, max_queued_per_tenant
 
     def _step(self, name: str, *args: object) -> Any:
         return self._script(keys=[self._prefix], args=[name, *map(str, args)])
@@ -65,7 +73,7 @@ class JobStore:
         the job that this one does again, which is no longer listed as dead.
 
         The record is on disk when this returns, where Redis keeps an append-only file.
-        Raises: KeyReused, when `key` came before with another body.
+        Raises: KeyReused, when `key` came before with another body; QueueFull.
         """
         plan = request.parallel
         width = plan.width if isinstance(plan, Parallel) else 1
@@ -78,7 +86,7 @@ class JobStore:
             PRIORITIES[request.priority],
         ]
         args += [tenant, request.model, request.task, width, deadline_s]
-        args += [json.dumps(warnings or []), key, body_hash, retry_of]
+        args += [json.dumps(warnings or []), key, body_hash, retry_of, *self._limits]
         with self._redis.pipeline(transaction=False) as pipe:
             self._script(keys=[self._prefix], client=pipe, args=args)
             pipe.execute_command("WAITAOF", 1, 0, 500)
@@ -88,6 +96,10 @@ class JobStore:
         if isinstance(flushed, (redis.ConnectionError, redis.TimeoutError)):
             raise flushed
         created, id = answer
+        if created == -2:
+            raise QueueFull(f"{id} jobs are waiting already.")
+        if created == -3:
+            raise StoreUnavailable("Redis has hardly any memory left.")
         if created < 0:
             raise KeyReused("This Idempotency-Key came before with another request.")
         return id, bool(created)

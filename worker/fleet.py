@@ -1,6 +1,7 @@
 """What the task needs of its worker; the bootstep sets it as app.fleet."""
 
 import logging
+import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,14 @@ class Fleet:
     @property
     def idle(self) -> bool:
         """Whether it could take a job at once."""
-        return self.group.ready and self.lanes.idle and not self.drain.begun
+        return self.group.ready and self.lanes.idle and not self.refusing
+
+    @property
+    def refusing(self) -> str | None:
+        """Why this worker takes no jobs, if it does not."""
+        free = shutil.disk_usage(self.settings.spool).free
+        full = free < self.settings.spool_free_bytes
+        return self.drain.reason or (f"its spool has {free / 1e9:.2g} GB left" if full else None)
 
     def loaded(self) -> list[str]:
         """The models that some rank of this worker has in memory."""
@@ -58,7 +66,7 @@ class Fleet:
             "models": list(self.catalog),
             "loaded": self.loaded(),
             "idle": self.idle,
-            "draining": self.drain.reason,
+            "draining": self.refusing,
         }
 
     def gpu_fault(self, job: str) -> None:

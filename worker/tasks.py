@@ -52,7 +52,7 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     Answers the job and its state, for Flower; None when there was nothing to do.
     """
     fleet: Fleet = self.app.fleet
-    if fleet.drain.begun:
+    if fleet.refusing:
         pass_on(self.app)
         return None
     if not fleet.group.wait_ready():  # a lost hint is sent again

@@ -1,17 +1,32 @@
 -- What callers of the API do with a job.
 
+-- Redis refuses writes when it is full: before that happens to a running job, new ones are refused.
+local function nearly_full()
+  local memory = redis.call('INFO', 'memory')
+  local used, most = memory:match('used_memory:(%d+)'), memory:match('maxmemory:(%d+)')
+  return tonumber(most) > 0 and tonumber(used) > FULL * tonumber(most)
+end
+
 -- id request queue priority tenant model task ranks deadline_s warnings key body retry_of
--- -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used otherwise
+-- most most_of_tenant -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used
+-- otherwise | {-2, n} so many jobs wait already, in all or of this tenant | {-3, ''} no memory is left.
 function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, key, body,
-    retry_of)
+    retry_of, most, most_of_tenant)
   if redis.call('EXISTS', job(id)) == 1 then return {1, id} end  -- sent twice, the answer was lost
+  local idem = P .. 'idem:' .. tenant .. ':' .. key
   if key ~= '' then
-    local idem = P .. 'idem:' .. tenant .. ':' .. key
     local h = redis.call('HMGET', idem, 'id', 'body')
     if h[1] and redis.call('HEXISTS', job(h[1]), 'id') == 1
         and redis.call('HEXISTS', job(h[1]), 'deleted') == 0 then
       return {h[2] == body and 0 or -1, h[1]}
     end
+  end
+  local waiting = redis.call('ZCARD', P .. 'queued:' .. queue)
+  if waiting >= tonumber(most) then return {-2, waiting} end
+  waiting = redis.call('ZCARD', P .. 'jobs:' .. tenant .. ':queued')
+  if waiting >= tonumber(most_of_tenant) then return {-2, waiting} end
+  if nearly_full() then return {-3, ''} end
+  if key ~= '' then
     redis.call('HSET', idem, 'id', id, 'body', body)
     redis.call('EXPIRE', idem, 86400)
   end

@@ -20,6 +20,7 @@ local t = redis.call('TIME')
 local now = tonumber(t[1]) + tonumber(t[2]) / 1e6
 local FINAL = {succeeded = true, failed = true, canceled = true, expired = true}
 local RESEND, RESEND_MAX, CRASHES = 60, 3600, 3
+local FULL = 0.9  -- of maxmemory
 local OVERTAKEN, LEFT = 30, 2  -- seconds for which a job stands back for models in memory, see claim
 
 local function job(id) return P .. 'job:' .. id end

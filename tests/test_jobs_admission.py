@@ -1,0 +1,62 @@
+"""What is refused before it is recorded, on a real Valkey."""
+
+import secrets
+from pathlib import Path
+
+import pytest
+import redis
+
+from jobs.catalog import Catalog
+from jobs.errors import QueueFull, StoreUnavailable
+from jobs.settings import Settings
+from jobs.store import JobStore
+from tests.conftest import Server
+from tests.fixtures.jobs import ask, claim
+from worker.fleet import Fleet
+from worker.group import Group
+from worker.lanes import Lanes
+from worker.lease import Drain
+
+
+def test_so_many_jobs_may_wait_in_all_and_of_one_tenant(valkey: Server, catalog: Catalog) -> None:
+    store = JobStore(valkey.url, secrets.token_hex(4), max_queued=3, max_queued_per_tenant=2)
+    first, _ = store.submit(ask(catalog), key="k", body_hash="h")
+    store.submit(ask(catalog))
+    with pytest.raises(QueueFull, match="2 jobs are waiting"):
+        store.submit(ask(catalog), key="another")
+    assert store.submit(ask(catalog), key="k", body_hash="h") == (first, False), "it is there"
+    store.submit(ask(catalog), tenant="b")
+    with pytest.raises(QueueFull, match="3 jobs are waiting"):
+        store.submit(ask(catalog), tenant="c")
+    assert claim(store).id == first
+    assert store.submit(ask(catalog), key="another", tenant="c")[1], "the key was not taken"
+
+
+def test_new_jobs_are_refused_before_redis_refuses_what_running_ones_write(
+    store: JobStore, valkey: Server, catalog: Catalog
+) -> None:
+    id, _ = store.submit(ask(catalog))
+    mine = claim(store)
+    with redis.Redis.from_url(valkey.url) as direct:
+        direct.config_set("maxmemory", int(direct.info("memory")["used_memory"] * 1.05))
+        try:
+            with pytest.raises(StoreUnavailable, match="hardly any memory"):
+                store.submit(ask(catalog))
+            assert store.renew(mine, progress={"value": 0.5}) is False
+        finally:
+            direct.config_set("maxmemory", 0)
+    assert mine.id == id and store.submit(ask(catalog))[1]
+
+
+def test_a_worker_whose_disk_is_full_takes_no_jobs_and_says_so(
+    store: JobStore, catalog: Catalog, tmp_path: Path
+) -> None:
+    for least, words in ((0, None), (2**60, "its spool has")):
+        settings = Settings(data_dir=tmp_path, spool_free_bytes=least)
+        settings.spool.mkdir(exist_ok=True)
+        group = Group(1, settings)
+        fleet = Fleet("w", settings, catalog, store, None, group, Drain(), Lanes(1))  # type: ignore
+        assert (fleet.refusing or "").startswith(words or "") and bool(fleet.refusing) == bool(
+            words
+        )
+        assert fleet.announcement()["draining"] == fleet.refusing
