@@ -1,11 +1,13 @@
 """What is refused before it is recorded, on a real Valkey."""
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 
+from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog
 from jobs.errors import QueueFull, StoreUnavailable
 from jobs.settings import Settings
@@ -51,12 +53,16 @@ def test_new_jobs_are_refused_before_redis_refuses_what_running_ones_write(
 def test_a_worker_whose_disk_is_full_takes_no_jobs_and_says_so(
     store: JobStore, catalog: Catalog, tmp_path: Path
 ) -> None:
-    for least, words in ((0, None), (2**60, "its spool has")):
-        settings = Settings(data_dir=tmp_path, spool_free_bytes=least)
-        settings.spool.mkdir(exist_ok=True)
-        group = Group(1, settings)
-        fleet = Fleet("w", settings, catalog, store, None, group, Drain(), Lanes(1))  # type: ignore
-        assert (fleet.refusing or "").startswith(words or "") and bool(fleet.refusing) == bool(
-            words
-        )
-        assert fleet.announcement()["draining"] == fleet.refusing
+    settings = Settings(data_dir=tmp_path, spool_free_bytes=0)
+    settings.spool.mkdir()
+    group = Group(1, settings)
+    group.start()
+    try:
+        parts = (catalog, store, ArtifactStorage(settings), group, Drain(), Lanes(1))
+        fleet = Fleet("w", settings, *parts)
+        assert fleet.refusing is None and fleet.idle
+        fleet.settings = replace(settings, spool_free_bytes=2**60)
+        assert not fleet.idle
+        assert str(fleet.announcement()["draining"]).startswith("its spool has")
+    finally:
+        group.stop()
