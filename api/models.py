@@ -39,8 +39,8 @@ def _card(spec: ModelSpec, workers: dict[str, dict[str, Any]]) -> dict[str, Any]
         "defaults": {task: defaults(spec, task) for task in spec.tasks},
         "limits": spec.limits.model_dump(),
         "workers_ready": sum(
-            about["group"]["ready"] and not about["draining"] and spec.id in about["models"]
+            about["group"]["ready"] and not about.get("draining") and spec.id in about["models"]
             for about in workers.values()
         ),
-        "loaded": [name for name, about in workers.items() if spec.id in about["loaded"]],
+        "loaded": [name for name, about in workers.items() if spec.id in about.get("loaded", ())],
     }

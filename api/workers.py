@@ -23,7 +23,7 @@ def drain(name: str) -> tuple[Response, int]:
     about = store.workers.alive().get(name)
     if about is None or not store.workers.wish_drain(name):
         raise NotFound(f"There is no worker {name[:80]!r}.")
-    return jsonify(_card(name, {**about, "draining": about["draining"] or "asked for"})), 202
+    return jsonify(_card(name, {**about, "draining": about.get("draining") or "asked for"})), 202
 
 
 def _card(name: str, about: dict[str, Any]) -> dict[str, Any]:
@@ -31,11 +31,11 @@ def _card(name: str, about: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": name,
         "object": "worker",
-        "ready": group["ready"] and not about["draining"],
-        "draining": about["draining"],
+        "ready": group["ready"] and not about.get("draining"),
+        "draining": about.get("draining"),
         "size": about["size"],
         "ranks": group["ranks"],
         "restarts": group["restarts"],
         "models": about["models"],
-        "loaded": about["loaded"],
+        "loaded": about.get("loaded", []),
     }

@@ -16,10 +16,7 @@ def weights_bytes(source: str, dtype: str) -> int:
     if folder is None or not (folder / "model_index.json").is_file():
         return 0
     index = json.loads((folder / "model_index.json").read_text())
-    parts = [folder / name for name in index if (folder / name).is_dir()]
-    files = [file for part in parts for file in part.glob("*.safetensors")]
-    kept = [file for file in files if not any(mark in file.name for mark in VARIANTS)]
-    return SIZES[dtype] * sum(_numbers(file) for file in kept)
+    return sum(component_bytes(folder / name, dtype) for name in index)
 
 
 def encoder_bytes(source: str, dtype: str) -> int:
@@ -31,7 +28,8 @@ def encoder_bytes(source: str, dtype: str) -> int:
 
 def component_bytes(folder: Path, dtype: str) -> int:
     """Of one component of a pipeline."""
-    return SIZES[dtype] * sum(_numbers(file) for file in folder.glob("*.safetensors"))
+    files = [f for f in folder.glob("*.safetensors") if not any(v in f.name for v in VARIANTS)]
+    return SIZES[dtype] * sum(_numbers(file) for file in files)
 
 
 def _folder(source: str) -> Path | None:

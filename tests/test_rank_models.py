@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import init_empty_weights
 from PIL import Image
+from transformers import UMT5Config, UMT5EncoderModel
 
 from jobs.catalog import Catalog
 from jobs.errors import ModelLoadFailed
-from jobs.weights import weights_bytes
+from jobs.weights import encoder_bytes, weights_bytes
 from worker.rank.embeddings import ENTRIES, remember_prompts
 from worker.rank.models import Models
+from worker.rank.parallel.encoder import even_map, wait_for
 
 CPU = torch.device("cpu")
 
@@ -69,6 +72,50 @@ def test_a_model_that_needs_the_room_of_others_gets_it(
     finally:
         shutil.rmtree(folder)
     assert models.get("tiny-image", "text-to-image") is not kept, "it was evicted"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_a_spread_encoder_has_about_as_much_on_each_device(ranks: int) -> None:
+    sizes = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    with init_empty_weights():
+        model = UMT5EncoderModel(UMT5Config(vocab_size=256384, **sizes))
+    model.tie_weights()
+    places = even_map(model, range(ranks))
+    share = [0] * ranks
+    for name, weights in model.named_parameters():
+        (place,) = [places[part] for part in places if f"{name}.".startswith(f"{part}.")]
+        share[place] += weights.numel()
+    largest = max(p.numel() for p in model.parameters())
+    assert max(share) <= sum(share) / ranks + largest and min(share) > 0
+
+
+def test_second_copies_of_weights_are_not_counted(tmp_path: Path) -> None:
+    write_weights(tmp_path, "text_encoder", 300)
+    write_weights(tmp_path, "text_encoder", 300, "model.fp16.safetensors")
+    write_weights(tmp_path, "transformer", 1000)
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"text_encoder": ["t", "X"], "transformer": ["d", "X"]})
+    )
+    assert encoder_bytes(str(tmp_path), "bfloat16") == 600
+    assert weights_bytes(str(tmp_path), "bfloat16") == 2600
+
+
+def test_two_pipelines_of_one_model_have_services_of_their_own(models: Models) -> None:
+    """Evicting one ends its service, not the other's."""
+    keys = []
+    for task in ("text-to-video", "text-to-image"):
+        models.get("tiny-two-loaders", task, None, (0,))
+        keys.append(models.key("tiny-two-loaders", task, None, (0,)))
+    assert len({key.address for key in keys}) == 2
+    models.shrink()
+    wait_for(keys[1].address, lambda: pytest.fail("nobody is there"))
+    with pytest.raises(TimeoutError):
+        wait_for(keys[0].address, _give_up)
+    models.clear()
+
+
+def _give_up() -> None:
+    raise TimeoutError
 
 
 def test_the_bytes_of_a_model_are_those_of_its_components_in_the_type_that_they_are_loaded_in(

@@ -1,8 +1,10 @@
 """Every plan of every pipeline draws what plain diffusers draws, on two and on four ranks."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ SWITCHES = {2: 10, 4: 100}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def lines(request: pytest.FixtureRequest, models_dir: Path) -> list[dict[str, Any]]:
+def lines(
+    request: pytest.FixtureRequest, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     ranks: int = request.param
     launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={ranks}")
     script = ("-m", "tests.fixtures.every_plan", str(models_dir), str(SWITCHES[ranks]))
     done = subprocess.run(
         [sys.executable, *launcher, *script],
         cwd=ROOT,
+        env={**os.environ, "TMPDIR": tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp())},
         capture_output=True,
         text=True,
     )

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,17 @@ def test_a_cancel_ends_all_ranks_of_a_replica_at_the_same_step(
     assert again == alone, "and the next job is exact"
 
 
+@pytest.mark.parametrize("plan", [Plan(data=4), Plan(ulysses=4), Plan(data=2, ulysses=2)], ids=str)
 def test_ranks_do_not_wait_for_an_encoder_that_another_one_can_not_load(
-    pair: tuple[Bench, Bench], models_dir: Path
+    pair: tuple[Bench, Bench], models_dir: Path, plan: Plan
 ) -> None:
     bench, _ = pair
     before = rank_pids(bench.group)
     folder = models_dir / "no-encoder"
-    shutil.copytree(models_dir / "tiny-image", folder)
+    shutil.copytree(models_dir / "tiny-image", folder, dirs_exist_ok=True)
     (folder / "text_encoder_2" / "model.safetensors").unlink()
     with pytest.raises(ModelLoadFailed, match="no-encoder can't be loaded"):
-        bench.run("no-encoder", Plan(data=4, spread_encoder=True), prompt=["a"] * 4)
+        bench.run("no-encoder", replace(plan, spread_encoder=True), prompt=["a"] * plan.data)
     assert rank_pids(bench.group) == before, "the group lives"
 
 

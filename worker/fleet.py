@@ -50,11 +50,11 @@ class Fleet:
         return [model for model in self.catalog if self.group.holders(model)]
 
     def loaded_elsewhere(self) -> set[str]:
-        """The models in memory of other workers that wait for a job."""
+        """The models in memory of other workers that wait for a job, of any that we could run."""
         others = [
-            w
-            for name, w in self.store.workers.alive().items()
-            if name != self.name and w.get("idle")
+            about
+            for name, about in self.store.workers.alive().items()
+            if name != self.name and about.get("idle") and about["size"] >= self.group.size
         ]
         return {model for worker in others for model in worker.get("loaded", ())}
 

@@ -53,7 +53,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The models that a rank has in memory; said when that changes."""
+    """The models that a rank has in memory; said whenever it has got one ready."""
 
     rank: int
     models: list[str]

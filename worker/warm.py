@@ -38,12 +38,12 @@ def warm(fleet: Fleet) -> None:
 
 
 def _run(fleet: Fleet, model: str, ranks: int) -> None:
-    """The plan of a lane of `ranks` ranks, on every such lane at once."""
-    lanes, spec = fleet.group.size // ranks, fleet.catalog[model]
+    """The plan of a lane of `ranks` ranks, on every such lane."""
+    size, spec = fleet.group.size, fleet.catalog[model]
     question: dict[str, Any] = {
         "prompt": "warm",
         "seed": 0,
-        "n": lanes,
+        "n": size // ranks,
         "num_inference_steps": STEPS,
     }
     question |= dict.fromkeys({"image", "mask"} & input_fields(spec.tasks[0]), BLANK)
@@ -52,19 +52,17 @@ def _run(fleet: Fleet, model: str, ranks: int) -> None:
     choice = choose(spec, one, ranks, room=fleet.room(spec))
     if choice is None:  # a wider lane will do
         return
-    plan = replace(choice.plan, data=fleet.group.size // choice.plan.replica_width)
-    folder = fleet.settings.spool / f"warm-{model}"
-    stream = fleet.group.run(
-        f"warm-{model}",
-        request.model_dump_json(),
-        items(request),
-        plan,
-        range(fleet.group.size),
-        folder,
-        threading.Event(),
-    )
+    plan, lanes = replace(choice.plan, data=size // choice.plan.replica_width), [range(size)]
+    if plan.spread_encoder:  # over a lane: it is another one on each
+        request, plan = one, choice.plan
+        lanes = [range(first, first + ranks) for first in range(0, size, ranks)]
+    name = f"warm-{model}"
+    folder = fleet.settings.spool / name
+    asked = request.model_dump_json()
     try:
-        for _event in stream:
-            pass
+        for lane in lanes:
+            calm = threading.Event()
+            for _event in fleet.group.run(name, asked, items(request), plan, lane, folder, calm):
+                pass
     finally:
         shutil.rmtree(folder, ignore_errors=True)

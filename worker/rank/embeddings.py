@@ -16,9 +16,9 @@ def remember_prompts(pipeline: Any) -> None:
 
     @functools.wraps(encode)
     def encode_once(*args: Any, **asked: Any) -> Any:
-        if not all(plain(value) for value in (*args, *asked.values())):
+        key = key_of(args, asked)
+        if key is None:
             return encode(*args, **asked)
-        key = repr((args, sorted(asked.items())))
         if key not in kept:
             kept[key] = encode(*args, **asked)
         kept.move_to_end(key)
@@ -29,8 +29,15 @@ def remember_prompts(pipeline: Any) -> None:
     pipeline.encode_prompt = encode_once
 
 
-def plain(value: Any) -> bool:
+def key_of(args: tuple[Any, ...], asked: dict[str, Any]) -> str | None:
+    """Says all of a call; None where that can't be said."""
+    if not all(_plain(value) for value in (*args, *asked.values())):
+        return None
+    return repr((args, sorted(asked.items())))
+
+
+def _plain(value: Any) -> bool:
     """Whether its repr() says all of it: a picture's or a tensor's does not."""
     if isinstance(value, (list, tuple)):
-        return all(plain(item) for item in value)
+        return all(_plain(item) for item in value)
     return value is None or isinstance(value, (str, bool, int, float, torch.device, torch.dtype))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from jobs.errors import GpuFault, Internal, JobError, OutOfMemory, RankDied
 from jobs.request import stored_request
 from worker.plan import Plan
-from worker.protocol import Canceled, Done, Failed, FromRank, Loaded, Run
+from worker.protocol import Canceled, Done, Failed, FromRank, Run
 from worker.rank import memory, outputs
 from worker.rank.logs import SCENE
 from worker.rank.models import Models
@@ -36,11 +36,7 @@ def serve(
 ) -> None:
     while (run := runs.get()) is not None:
         progress = ItemProgress(run, parallelism.replica(run.members), send, canceled, debug)
-        before = models.names()
-        answer = _answer(run, progress, models, parallelism)
-        if (now := models.names()) != before:
-            send(Loaded(dist.get_rank(), now))
-        send(answer)
+        send(_answer(run, progress, models, parallelism))
         SCENE.stage, SCENE.step = "idle", "-"
 
 
@@ -61,9 +57,13 @@ def placed(run: Run, progress: ItemProgress, models: Models, parallelism: Parall
     request, plan = stored_request(run.request), Plan(**run.plan)
     with progress.stage("load_model"):
         ranks = tuple(run.lane) if plan.spread_encoder else ()
-        pipeline = models.get(request.model, request.task, parallelism.mesh(plan), ranks)
-        if ranks:
-            encoder.wait_for(encoder.address_of(request.model, ranks[0]), progress.heed)
+        wanted = request.model, request.task, parallelism.mesh(plan), ranks
+        pipeline = models.get(*wanted)
+        progress.holds(models.names())
+        if ranks and ranks[0] in run.members:
+            progress.meet_early()  # the first rank may have failed to load what it has for all
+        elif ranks:
+            encoder.wait_for(models.key(*wanted).address, progress.heed)
         with progress.timed("plan"):
             parallelism.apply(pipeline, plan)
         memory.check_devices(pipeline, models.device)
@@ -103,6 +103,7 @@ def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception)
     told = _named(error, clean)
     if isinstance(told, OutOfMemory) and clean:
         models.shrink()
+        progress.holds(models.names())
     return Failed(dist.get_rank(), run.job, run.index, told.code, str(told), stage, clean, echo)
 
 

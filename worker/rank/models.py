@@ -37,6 +37,11 @@ class Key(NamedTuple):
     width: int
     encoder_on: tuple[int, ...]
 
+    @property
+    def address(self) -> str:
+        """Of the service that encodes for encoder_on."""
+        return encoder.address_of(self.model, self.load.__module__, self.encoder_on[0])
+
 
 def compile_blocks(pipeline: Any) -> None:
     """Has each denoiser's repeated block compiled at its first run, for every plan and size."""
@@ -64,23 +69,25 @@ class Models:
         """The module whose load() and run() serve this task of this model."""
         return importlib.import_module(self._spec(model).adapter or PIPELINES[task])
 
+    def key(self, model: str, task: str, mesh: Any, encoder_on: tuple[int, ...]) -> Key:
+        """Tasks that load alike share a pipeline."""
+        width = 1 if mesh is None else mesh.size()
+        return Key(model, self.adapter(model, task).load, width, encoder_on)
+
     def get(self, model: str, task: str, mesh: Any = None, encoder_on: tuple[int, ...] = ()) -> Any:
         """The pipeline, from memory or loaded. mesh: of the ranks that share its weights.
         encoder_on: the ranks that have its text encoder in common.
 
         Raises: ModelLoadFailed.
         """
-        width = 1 if mesh is None else mesh.size()
-        # Tasks that load alike share a pipeline.
-        key = Key(model, self.adapter(model, task).load, width, encoder_on)
+        key = self.key(model, task, mesh, encoder_on)
         if key not in self._loaded:
             self._evict_other_placements(key)
             while self._loaded and memory.free_bytes() < HEADROOM * self._bytes(key):
                 self._evict()
             pipeline = self._try(key, mesh) if self._loaded else None
             if pipeline is None:  # it does not fit beside the others
-                while self._loaded:
-                    self._evict()
+                self.clear()
                 pipeline = self._load(key, mesh)
             self._loaded[key] = pipeline
         self._loaded.move_to_end(key)
@@ -90,6 +97,10 @@ class Models:
         """A model is whole or shared, not both: it is shared because room is scarce."""
         for key in [k for k in self._loaded if k[:2] == wanted[:2]]:
             self._loaded.move_to_end(key, last=False)
+            self._evict()
+
+    def clear(self) -> None:
+        while self._loaded:
             self._evict()
 
     def shrink(self) -> None:
@@ -133,6 +144,8 @@ class Models:
             elif key.encoder_on:
                 parts = encoder.without_encoders(source)
             pipeline = key.load(spec, source, self.device, **parts)
+            if key.encoder_on:
+                encoder.check(pipeline)
             if mesh is None and spec.compiled and self.device.type == "cuda":
                 compile_blocks(pipeline)
             if key.encoder_on:
@@ -150,14 +163,13 @@ class Models:
             ) from None
 
     def _spread(self, pipeline: Any, key: Key) -> None:
-        model, ranks = key.model, key.encoder_on
-        address = encoder.address_of(model, ranks[0])
+        ranks, address = key.encoder_on, key.address
         if dist.get_rank() == ranks[0]:
             devices = [torch.device(self.device.type, rank) for rank in ranks]
-            found = encoder.load_spread(self._spec(model), self._source(model), devices)
+            found = encoder.load_spread(self._spec(key.model), self._source(key.model), devices)
             pipeline.register_modules(**found)
             remember_prompts(pipeline)
-            self._services[key] = encoder.share(pipeline, address)
+            self._services[key] = encoder.Service(pipeline, address)
         else:
             encoder.ask(pipeline, address)
             remember_prompts(pipeline)

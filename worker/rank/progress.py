@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import Internal
-from worker.protocol import FromRank, Progress, Run
+from worker.protocol import FromRank, Loaded, Progress, Run
 from worker.rank import memory
 from worker.rank.logs import SCENE
 from worker.rank.parallel import Replica
@@ -147,6 +147,15 @@ class ItemProgress:
             raise PeerFailed("Another rank of this job failed.")
         if votes.item() == WISHED:
             raise Stopped(0)
+
+    def meet_early(self) -> None:
+        """Once more than join() does. Raises as meet() does."""
+        self.meet(failed=False)
+        self.met = False
+
+    def holds(self, models: list[str]) -> None:
+        """Tells what is in this rank's memory now."""
+        self._send(Loaded(dist.get_rank(), models))
 
     def heed(self) -> None:
         """Called while a rank waits for another. Raises: Stopped, once the job is to be canceled,

@@ -5,7 +5,7 @@ of a replica decodes what all of them have denoised: for pictures that costs not
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,14 @@ def _for_task(pipeline: DiffusionPipeline, task: str) -> DiffusionPipeline:
     if task not in TASKS or "image" in inspect.signature(pipeline.__call__).parameters:
         return pipeline
     other = TASKS[task].from_pipe(pipeline)
-    ours, theirs = (inspect.signature(type(p).encode_prompt) for p in (pipeline, other))
-    if ours.parameters.keys() == theirs.parameters.keys():
+    ours, theirs = (getattr(type(p), "encode_prompt", None) for p in (pipeline, other))
+    if ours and theirs and _parameters(ours) == _parameters(theirs):
         other.encode_prompt = pipeline.encode_prompt  # which remembers, or asks another rank
     return other
+
+
+def _parameters(call: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(call).parameters)
 
 
 def _taken(pipeline: DiffusionPipeline, spec: ModelSpec, request: JobRequest) -> dict[str, Any]:
