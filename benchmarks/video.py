@@ -1,6 +1,7 @@
 """One model's jobs in every plan, beside plain diffusers, in one run: seconds of stages, memory.
 
-`python -m benchmarks.video --models FOLDER`, where FOLDER has the model (true_shapes.py). Whole
+`python -m benchmarks.video --models FOLDER --plain diffusers`, where FOLDER has the model
+(true_shapes.py). Whole
 jobs, from the request to the file in the storage. Each plan runs two steps before its measurement.
 With --queue N, then what lanes.py measures, on the same fleet.
 """
@@ -39,7 +40,7 @@ def main() -> None:
     options.add_argument("--height", type=int, default=480)
     options.add_argument("--n", type=int, default=1, help="outputs of a job")
     options.add_argument("--plans", nargs="+", default=PLANS, help="the first is compared with")
-    options.add_argument("--plain", nargs="*", default=["diffusers"], help="engines; Wan alone")
+    options.add_argument("--plain", nargs="*", default=[], help="engines beside it; Wan alone")
     options.add_argument("--no-preload", action="store_true", help="before the first job")
     options.add_argument("--queue", type=int, default=0, help="jobs, of 4 steps")
     options.add_argument("--logs", type=Path)
@@ -51,7 +52,7 @@ def main() -> None:
         for ranks in sorted({1, asked.ranks} if engine == "diffusers" else {asked.ranks}):
             if row := plain(asked, ranks, engine):
                 rows.append(row)
-                tflops = rows[0]["matmul_tflops"]
+                tflops = row.get("matmul_tflops", tflops)
                 show(asked, row, tflops)
     preload = {} if asked.no_preload else {"FLEET_PRELOAD": asked.model}
     with fleet_up(asked.ranks, asked.models, asked.logs, **preload) as (client, _):
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def compare(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    one = next(row for row in rows if row["name"] == asked.plans[0])
+    one = next(row for row in rows if "sha256" in row)  # the first plan
     for row in rows:
         peers = {r["name"]: r["total_s"] / row["total_s"] for r in (rows[0], one)}
         against = ", ".join(f"{gain:.2f}x of {name}" for name, gain in peers.items())

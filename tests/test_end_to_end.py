@@ -14,7 +14,7 @@ import imageio_ffmpeg
 import pytest
 from PIL import Image
 
-from tests.conftest import PYTHON, RunningFleet, until
+from tests.conftest import PYTHON, ROOT, RunningFleet, until
 from tests.fixtures.pictures import data_url, painted
 
 Notes = Callable[[str], list[str]]
@@ -217,6 +217,39 @@ def test_the_group_is_in_inspect_stats(file_fleet: RunningFleet) -> None:
         timeout=60,
     )
     assert '"incarnation"' in answer.stdout and '"pid"' in answer.stdout, answer.stderr
+
+
+def test_jobs_go_to_the_worker_that_has_their_model_in_memory(
+    file_fleet: RunningFleet, tmp_path: Path
+) -> None:
+    fleet = file_fleet
+
+    def loaded() -> dict[str, list[str]]:
+        cards = fleet.client.call("GET", "/v1/workers")["data"]
+        return {card["id"]: card["loaded"] for card in cards if card["ready"]}
+
+    file_fleet.wait(file_fleet.submit("tiny-video"))
+    (first,) = until(lambda: [name for name, models in loaded().items() if "tiny-video" in models])
+    settings = {
+        "FLEET_REDIS_URL": next(x.split()[1] for x in fleet.lines if x.startswith("valkey")),
+        "FLEET_STORAGE_URL": (fleet.data / "storage").as_uri(),
+        "FLEET_DATA_DIR": str(tmp_path),
+        "FLEET_RANKS": "2",
+    }
+    second = subprocess.Popen(
+        [PYTHON, "-m", *("celery", "-A", "worker", "worker", "-n", "second@%h")],
+        env={**fleet.environment, **settings},
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: len(loaded()) == 2, 60)
+        jobs = [fleet.wait(fleet.submit("tiny-video", num_inference_steps=2)) for _ in range(6)]
+        assert {job["worker"] for job in jobs} == {first}, "chance alone: one in 64"
+        assert fleet.client.call("GET", "/v1/models/tiny-video")["loaded"] == [first]
+    finally:
+        second.terminate()
+        assert second.wait(60) == 0
 
 
 def test_rank_logs_lie_in_the_data_folder(file_fleet: RunningFleet) -> None:

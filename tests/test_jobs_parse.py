@@ -78,6 +78,12 @@ REFUSED: list[tuple[Any, type[RequestError], str]] = [
     (video(num_frames=8), InvalidRequest, "/input/num_frames"),
     (video(num_frames=53), InvalidRequest, "/input/num_frames"),
     (image(num_frames=9), InvalidRequest, "/input/num_frames"),
+    ({**video(), "parallel": {"spread_encoder": True}}, InvalidRequest, "/parallel/spread_encoder"),
+    (
+        {**video(), "parallel": {"ulysses": 2, "shard": True, "spread_encoder": True}},
+        InvalidRequest,
+        "/parallel/spread_encoder",
+    ),
     (video(num_inference_steps=0), InvalidRequest, "/input/num_inference_steps"),
     (video(num_inference_steps=501), InvalidRequest, "/input/num_inference_steps"),
     (video(guidance_scale=float("nan")), InvalidRequest, "/input/guidance_scale"),

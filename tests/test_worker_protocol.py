@@ -11,6 +11,7 @@ from worker.protocol import (
     Done,
     Exit,
     Hello,
+    Loaded,
     Message,
     Progress,
     Run,
@@ -22,7 +23,8 @@ RUN = Run("job_1", 0, "a prompt with an é", 7, "{}", {"data": 1}, [0, 1], [0, 1
 
 
 def test_messages_survive_any_cut_of_the_stream() -> None:
-    sent: list[Message] = [RUN, Cancel("job_1"), Hello(1, 2, 3, "cpu", 2**30), Exit()]
+    hello = Hello(1, 2, 3, "cpu", 2**30)
+    sent: list[Message] = [RUN, Cancel("job_1"), hello, Loaded(1, ["a"]), Exit()]
     data = b"".join(map(encode, sent))
     for size in (1, 3, 7, len(data)):
         decoder = Decoder()

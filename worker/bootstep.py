@@ -74,7 +74,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._reaper = Reaper(worker.app, fleet, lambda: leave_queue(worker))
         try:
             fleet.store.workers.forget_drain(fleet.name)  # it was for the worker before
-            self._reaper.announce()
+            fleet.announce()
         except StoreUnavailable as error:
             logger.warning("%s", error)
         self._reaper.start()

@@ -58,6 +58,11 @@ class Fleet:
         ]
         return {model for worker in others for model in worker.get("loaded", ())}
 
+    def announce(self) -> None:
+        """Says to the API and to the others that this worker is there. Raises: StoreUnavailable."""
+        ttl_s = max(15, int(4 * self.settings.reap_s))
+        self.store.workers.announce(self.name, self.announcement(), ttl_s)
+
     def announcement(self) -> dict[str, Any]:
         """What this worker says of itself to the API and to the other workers."""
         return {

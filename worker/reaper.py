@@ -50,13 +50,9 @@ class Reaper(threading.Thread):
         except StoreUnavailable:
             logger.info("Redis is away; it forgets this worker by itself")
 
-    def announce(self) -> None:
-        ttl_s = max(15, int(4 * self._every_s))
-        self._store.workers.announce(self._fleet.name, self._fleet.announcement(), ttl_s)
-
     def _tick(self) -> None:
         self._drain()
-        self.announce()
+        self._fleet.announce()
         due, purge = self._store.reap()
         for id in due:
             hint(self._app, id)

@@ -81,6 +81,8 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
             state = attempt.run()
         finally:
             attempt.turn.end()
+    with contextlib.suppress(StoreUnavailable):  # that it is idle again, and what it has loaded
+        fleet.announce()
     logger.info("%s: %s", claim.id, state)
     if state is JobState.FAILED:
         raise JobFailed(claim.id)
