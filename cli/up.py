@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -45,9 +45,9 @@ class Supervisor:
             time.sleep(0.1)
         click.echo(f"{part.name:<10} {part.url}")
 
-    def watch(self) -> None:
-        """Until a signal ends it; a part that died comes back."""
-        while True:
+    def watch(self, over: Callable[[], bool] = lambda: False) -> None:
+        """Until it is over, or a signal ends it; a part that died comes back."""
+        while not over():
             time.sleep(0.5)
             for index, (part, process) in enumerate(self._running):
                 if process.poll() is not None:

@@ -38,6 +38,8 @@ class Settings:
     start_timeout_s: float = 300
     drain_s: float = 600
     gpu_faults: int = 2  # jobs that a GPU may fail in ten minutes before the worker drains; 0: any
+    recycle_jobs: int = 0  # after which a group's ranks are started anew; 0: never
+    recycle_growth_bytes: int = 0  # the same for the growth of their processes
     deaf_s: float = 60  # that a worker may be idle while jobs wait
     debug: bool = False  # ranks compare their latents at every step
     max_queued: int = 100_000  # jobs; more are refused
@@ -131,6 +133,8 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_START_TIMEOUT_S": ("start_timeout_s", _number(float, 1, 86400)),
     "FLEET_DRAIN_S": ("drain_s", _number(float, 0, 86400)),
     "FLEET_GPU_FAULTS": ("gpu_faults", _number(int, 0, 1000)),
+    "FLEET_RECYCLE_JOBS": ("recycle_jobs", _number(int, 0, 10_000_000)),
+    "FLEET_RECYCLE_GROWTH_BYTES": ("recycle_growth_bytes", _number(int, 0, 2**60)),
     "FLEET_DEAF_S": ("deaf_s", _number(float, 1, 86400)),
     "FLEET_DEBUG": ("debug", _switch),
     "FLEET_MAX_QUEUED": ("max_queued", _number(int, 1, 10_000_000)),

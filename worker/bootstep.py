@@ -20,6 +20,7 @@ from worker.group import Group
 from worker.lanes import Lanes
 from worker.lease import Drain
 from worker.reaper import Reaper
+from worker.recycle import Recycling
 from worker.warm import warm
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,9 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 raise SettingsError(f"FLEET_PRELOAD: there is no model {min(unknown)!r}.")
             fleet.group.start()
             warm(fleet)
+            worker.app.recycling = Recycling(
+                settings, fleet.group, fleet.lanes, lambda: warm(fleet)
+            )
         except FleetError as error:
             raise SystemExit(str(error)) from None
         except OSError as error:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import JOB_ERRORS, Internal, Interrupted, JobError, RankDied, RankHung
 from jobs.request import Item
@@ -67,6 +68,10 @@ class Group:
         """Whether every rank is there, within the time that a start may take."""
         return self._keeper.ready.wait(self._settings.start_timeout_s)
 
+    def restart(self) -> None:
+        """Ends all ranks at once; wait_ready() waits for the new ones."""
+        self._keeper.kill()
+
     @property
     def ready(self) -> bool:
         return self._keeper.ready.is_set()
@@ -79,7 +84,7 @@ class Group:
         """The ranks that have it in memory."""
         return self._keeper.holders(model)
 
-    def about(self) -> dict[str, object]:
+    def about(self) -> dict[str, Any]:
         """For `inspect stats`, Flower and the API."""
         return {
             "ready": self.ready,

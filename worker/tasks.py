@@ -83,6 +83,7 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
             attempt.turn.end()
     with contextlib.suppress(StoreUnavailable):  # that it is idle again, and what it has loaded
         fleet.announce()
+    self.app.recycling.after_job(lambda: fleet.drain.begun)
     logger.info("%s: %s", claim.id, state)
     if state is JobState.FAILED:
         raise JobFailed(claim.id)

@@ -1,0 +1,138 @@
+"""What chaos.py holds the fleet to: records, the stream of events, manifests and their bytes."""
+
+import hashlib
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import redis
+
+from cli.client import Client
+from jobs.artifacts import ArtifactStorage, manifest_key
+from jobs.settings import load_settings
+
+ENDS = {"succeeded", "failed", "canceled", "expired"}
+# How a job of each kind may end. By chance alone a plain one can be hit three times.
+MAY = {
+    "plain": {"succeeded", "failed"},
+    "canceled": {"canceled", "succeeded", "failed"},
+    "deadline": {"succeeded", "failed", "expired"},
+    "poison": {"failed"},
+    "oom": {"failed"},
+}
+HIT = {"rank_died", "rank_hung", "poisoned"}
+
+
+@dataclass
+class Case:
+    """A job as it was asked for, and what became of it."""
+
+    kind: str
+    body: dict[str, Any]
+    key: str
+    cancel_after_s: float
+    id: str | None = None
+    refused: bool = False
+    born: float = 0.0
+    cancel_sent: bool = False
+    seqs: list[int] = field(default_factory=list)
+    job: dict[str, Any] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.refused or self.job is not None
+
+
+def print_table(cases: list[Case], faults: Counter[str], recovery: dict[str, list[float]]) -> None:
+    for kind in sorted({case.kind for case in cases}):
+        ends = Counter("refused" if c.refused else c.job["status"] if c.job else "no end"
+                       for c in cases if c.kind == kind)  # fmt: skip
+        print(f"  {kind:<10} {dict(ends)}")
+    attempts = Counter(case.job["attempt"] for case in cases if case.job)
+    print(f"  jobs by their number of attempts: {dict(sorted(attempts.items()))}")
+    print(f"  {'fault':<38} {'times':>5}  seconds until both workers are ready: median, worst")
+    for name, times in sorted(faults.items()):
+        took = recovery.get(name, [])
+        seconds = f"{statistics.median(took):6.1f} {max(took):6.1f}" if took else ""
+        print(f"  {name:<38} {times:>5}  {seconds}")
+
+
+def check(cases: list[Case], client: Client, environment: dict[str, str]) -> bool:
+    wrong = [f"{case.kind} {case.id}: {what}" for case in cases for what in lives(case)]
+    wrong += published(cases, client, ArtifactStorage(load_settings(environment)))
+    wrong += told(cases, environment["FLEET_REDIS_URL"])
+    hit = [case for case in cases if case.kind == "plain" and _status(case) == "failed"]
+    print(f"  plain jobs that faults hit three times: {len(hit)}")
+    for line in wrong:
+        print(f"  WRONG {line}")
+    print("sound" if not wrong else f"{len(wrong)} faults of ours")
+    return not wrong
+
+
+def lives(case: Case) -> Iterator[str]:
+    """One end, a right one, and nothing that went back on the way."""
+    if case.refused:
+        if case.kind != "invalid":
+            yield "refused"
+        return
+    if case.job is None:
+        yield "lost or stuck"
+        return
+    if case.seqs != sorted(case.seqs):
+        yield f"seq went back: {case.seqs}"
+    status, error = case.job["status"], case.job["error"] or {}
+    if status not in MAY.get(case.kind, set()):
+        yield f"ended {status}"
+    if case.kind in ("plain", "canceled") and status == "failed" and error["code"] not in HIT:
+        yield f"failed: {error}"
+    numbers = [attempt["number"] for attempt in case.job["attempts"]]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"attempts {numbers}"
+    if case.kind == "poison" and len(numbers) < 3:
+        yield f"given up after {len(numbers)} attempts"
+
+
+def published(cases: list[Case], client: Client, storage: ArtifactStorage) -> list[str]:
+    """A manifest for each success and for nothing else; the bytes that it names."""
+    wrong = []
+    for case in cases:
+        if case.job is None or case.id is None:
+            continue
+        there = storage.read(manifest_key(case.id)) is not None
+        if there != (case.job["status"] == "succeeded"):
+            wrong.append(f"{case.id} {case.job['status']}, manifest: {there}")
+        again = client.job(case.id)
+        if again["seq"] != case.job["seq"]:
+            wrong.append(f"{case.id} changed after its end")
+        for output in again["outputs"]:
+            content = httpx.get(output["download_url"]).content
+            if hashlib.sha256(content).hexdigest() != output["sha256"]:
+                wrong.append(f"{case.id} output {output['index']} has other bytes")
+        prompts = case.body["input"]["prompt"]
+        if there and len(again["outputs"]) != len(prompts):
+            wrong.append(f"{case.id} has {len(again['outputs'])} of {len(prompts)} outputs")
+    return wrong
+
+
+def told(cases: list[Case], redis_url: str) -> list[str]:
+    """The stream of events: each job's seq rises, it ends once, and that is its last word."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as direct:
+        events = direct.xrange("fleet:events")
+    by_job = defaultdict(list)
+    for _, event in events:
+        by_job[event["job"]].append(event)
+    wrong = []
+    for case in cases:
+        words = by_job.get(case.id or "", [])
+        seqs = [int(event["seq"]) for event in words]
+        ends = [i for i, event in enumerate(words) if event["kind"] in ENDS]
+        if case.job and (ends != [len(words) - 1] or seqs != sorted(set(seqs))):
+            wrong.append(f"{case.id} told {[event['kind'] for event in words][-5:]}")
+    return wrong
+
+
+def _status(case: Case) -> str:
+    return str(case.job["status"]) if case.job else ""
