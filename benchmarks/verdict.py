@@ -1,10 +1,12 @@
 """What chaos.py holds the fleet to: records, the stream of events, manifests and their bytes."""
 
 import hashlib
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from cli.client import Client
 from jobs.artifacts import ArtifactStorage, manifest_key
 from jobs.settings import load_settings
 
+moment = datetime.fromisoformat
 ENDS = {"succeeded", "failed", "canceled", "expired"}
 # How a job of each kind may end. By chance alone a plain one can be hit three times.
 MAY = {
@@ -46,18 +49,22 @@ class Case:
         return self.refused or self.job is not None
 
 
-def print_table(cases: list[Case], faults: Counter[str], recovery: dict[str, list[float]]) -> None:
+def print_table(cases: list[Case], faults: Counter[str]) -> None:
+    print(f"  faults: {dict(sorted(faults.items()))}")
     for kind in sorted({case.kind for case in cases}):
-        ends = Counter("refused" if c.refused else c.job["status"] if c.job else "no end"
-                       for c in cases if c.kind == kind)  # fmt: skip
-        print(f"  {kind:<10} {dict(ends)}")
-    attempts = Counter(case.job["attempt"] for case in cases if case.job)
+        ends = Counter(_status(case) for case in cases if case.kind == kind)
+        print(f"  {kind} jobs: {dict(ends)}")
+    jobs = [case.job for case in cases if case.job]
+    attempts = Counter(job["attempt"] for job in jobs)
     print(f"  jobs by their number of attempts: {dict(sorted(attempts.items()))}")
-    print(f"  {'fault':<38} {'times':>5}  seconds until both workers are ready: median, worst")
-    for name, times in sorted(faults.items()):
-        took = recovery.get(name, [])
-        seconds = f"{statistics.median(took):6.1f} {max(took):6.1f}" if took else ""
-        print(f"  {name:<38} {times:>5}  {seconds}")
+    waits = defaultdict(list)
+    for job in jobs:
+        for attempt, following in pairwise(job["attempts"]):
+            began, ended = (moment(following["started_at"]), moment(attempt["ended_at"]))
+            waits[attempt["error"]["code"]].append((began - ended).total_seconds())
+    print("  seconds from a failed attempt's end to the next one's begin: median, worst")
+    for code, seconds in sorted(waits.items()):
+        print(f"    {code:<14} {len(seconds):>4} {median(seconds):8.1f} {max(seconds):8.1f}")
 
 
 def check(cases: list[Case], client: Client, environment: dict[str, str]) -> bool:
@@ -135,4 +142,4 @@ def told(cases: list[Case], redis_url: str) -> list[str]:
 
 
 def _status(case: Case) -> str:
-    return str(case.job["status"]) if case.job else ""
+    return "refused" if case.refused else str(case.job["status"]) if case.job else "no end"

@@ -1,0 +1,103 @@
+"""The fleet that chaos.py hits: two workers of two ranks, and plain Celery beside them."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from cli import servers
+from cli.client import ApiError, Client
+from cli.servers import Part
+from cli.up import Supervisor
+
+ROOT = Path(__file__).parent.parent
+LEASE_S = 5
+
+
+class Site:
+    """The fleet, and what can be done to it."""
+
+    def __init__(self, data: Path) -> None:
+        models = data / "models"
+        make = [sys.executable, "-m", "tests.fixtures.tiny_more", str(models)]
+        subprocess.run(make, check=True, cwd=ROOT)
+        for name in ("dies", "oom"):
+            (models / name).mkdir()
+        environment = {
+            **os.environ,
+            "FLEET_MODELS": str(ROOT / "tests" / "fixtures" / "models.toml"),
+            "FLEET_MODELS_DIR": str(models),
+            "FLEET_DATA_DIR": str(data / "first"),
+            "FLEET_RANKS": "2",
+            "FLEET_LEASE_S": str(LEASE_S),
+            "FLEET_REAP_S": "0.5",
+            "FLEET_STALL_S": "5",
+            "FLEET_DRAIN_S": "2",
+        }
+        self.supervisor = Supervisor(environment, data / "logs")
+        self.seen: dict[int, psutil.Process] = {}
+        valkey, weed = servers.valkey(data / "valkey"), servers.seaweedfs(data / "seaweedfs")
+        api = servers.api(servers.free_port())
+        worker = servers.worker(api.url)
+        second = replace(
+            worker,
+            name="second",
+            command=[*worker.command[:-1], "second@here"],
+            environment={"FLEET_DATA_DIR": str(data / "second")},
+        )
+        environment.update(weed.environment, FLEET_REDIS_URL=valkey.url)
+        os.environ.update(weed.environment)  # the verdict reads the storage itself
+        environment.update(FLEET_STORAGE_URL="s3://fleet", FLEET_S3_ENDPOINT=weed.url)
+        # Beside it, with the same broker: what it is compared with.
+        self.broker, self.published = valkey.url.removesuffix("/0") + "/1", data / "published"
+        environment.update(PLAIN_BROKER=self.broker, PLAIN_PUBLISHED=str(self.published))
+        plain = [sys.executable, "-m", "celery", "-A", "benchmarks.plain_celery", "worker"]
+        beside = [
+            Part(name, [*plain, "-c", "2", "-n", f"{name}@here"], self.broker, lambda: True)
+            for name in ("plain-1", "plain-2")
+        ]
+        for part in (valkey, weed, api, worker, second, *beside):
+            self.supervisor.start(part)
+        self.environment, self.redis_url = environment, valkey.url
+        self.client = Client(api.url, timeout_s=5)
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self.supervisor.watch, args=(self._over.is_set,))
+        self._watch.start()
+
+    def down(self) -> list[psutil.Process]:
+        """What outlives it."""
+        self._over.set()
+        self._watch.join()
+        for process in self.processes(""):
+            process.resume()
+        self.supervisor.stop()
+        time.sleep(2)
+        return [p for p in self.seen.values() if p.is_running() and p.status() != "zombie"]
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                self.seen.setdefault(process.pid, process)
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def ranks(self) -> list[psutil.Process]:
+        """The leaves below the agents."""
+        leaves = self.processes("forkserver")
+        return [p for p in leaves if not p.children()]
+
+    def ready(self) -> bool:
+        try:
+            cards = self.client.call("GET", "/v1/workers")["data"]
+        except ApiError:
+            return False
+        return sum(card["ready"] for card in cards) == 2
