@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check chaos
 help:
 	@echo "make demo    bring a fleet up here, send it two jobs, leave the files, take it down"
 	@echo "make test    the whole suite, on real servers and real ranks"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   benchmarks/README.md says what is measured, and how"
+	@echo "make chaos   1000 jobs on two workers under random faults, an hour; benchmarks/README.md has more"
 
 install: $(VENV)/.installed
 
@@ -31,5 +31,5 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
-	$(BIN)/python -m benchmarks.faults --jobs 200 --kills 40
+chaos: install
+	for seed in 1 2 3 4 5; do $(BIN)/python -m benchmarks.chaos --seed $$seed || exit 1; done

@@ -43,7 +43,7 @@ def main() -> None:
             good = storm(site, asked)
         finally:
             left = site.down()
-    print(f"processes left: {len(left)}")
+    print(f"processes left: {len(left)}", *(" ".join(p.cmdline())[:120] for p in left), sep="\n  ")
     sys.exit(not good or bool(left))
 
 

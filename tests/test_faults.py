@@ -1,7 +1,6 @@
 """What happens when X dies: nothing is lost, nothing is published twice, nobody must help."""
 
 import contextlib
-import random
 import signal
 import subprocess
 import time
@@ -234,24 +233,3 @@ def test_a_frozen_worker_that_wakes_after_its_lease_publishes_nothing(
     assert job["status"] == "succeeded"
     assert len(job["outputs"]) == 1
     workers_ready(fleet)
-
-
-def test_forty_jobs_with_random_kills_all_end_exactly_once(fleet: RunningFleet) -> None:
-    """Ranks and workers, kill -9, every second or two."""
-    chance = random.Random(7)
-    ids = [fleet.submit("counts", ["a", "b"], num_inference_steps=4) for _ in range(40)]
-    end = time.monotonic() + 15
-    while time.monotonic() < end:
-        victims = fleet.ranks() if chance.random() < 0.7 else fleet.pids("celery")
-        if victims:
-            chance.choice(victims).kill()
-        time.sleep(chance.uniform(1, 2))
-    jobs = [fleet.wait(id, 120) for id in ids]
-    assert [job["status"] for job in jobs] == ["succeeded"] * 40
-    for job in jobs:
-        for output in job["outputs"]:
-            assert httpx.get(output["download_url"]).status_code == 200
-        assert [output["index"] for output in job["outputs"]] == [0, 1]
-    workers_ready(fleet)
-    agents = [p for p in descendants(fleet.process.pid) if "worker.agent" in " ".join(p.cmdline())]
-    assert len(agents) == 1, "one group, no orphan"

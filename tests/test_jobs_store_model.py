@@ -89,7 +89,6 @@ class Life(RuleBasedStateMachine):
         known = self.jobs[expected]
         known.state, known.token = JobState.RUNNING, claim.token
         known.attempt += 1
-        known.order = (known.order[0], known.order[1])
         known.claims.append(claim)
         assert claim.attempt == known.attempt and len(claim.errors) == known.errors
 
@@ -144,8 +143,6 @@ class Life(RuleBasedStateMachine):
             assert state is JobState.CANCELED
         else:
             assert state is JobState.QUEUED
-            self.count += 1
-            known.order = (known.order[0], self.count)  # its age counts from when it was ready
             known.errors += counted
         known.state = state
 

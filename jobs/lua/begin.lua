@@ -5,7 +5,7 @@
 -- job:ID hash        id state seq queue tenant model task priority ranks request warnings created_at
 --                    ready_at started_at finished_at deadline_at fence token worker lease_until plan
 --                    progress attempt:N errors crashes sends cancel deleted artifacts metrics error retry_of
--- queued:QUEUE zset  what claim picks from; score = priority, then ready_at
+-- queued:QUEUE zset  what claim picks from; score = priority, then age, or ready_at if that is to come
 -- send zset          score = when the next hint is due
 -- running zset       score = lease_until
 -- deadlines zset     score = deadline_at, while queued
@@ -26,7 +26,7 @@ local OVERTAKEN, LEFT = 30, 2  -- seconds for which a job stands back for models
 local function job(id) return P .. 'job:' .. id end
 local function get(id, ...) return redis.call('HMGET', job(id), ...) end
 local function time(x) return string.format('%.6f', x) end
-local function queue_score(priority, ready_at) return tonumber(priority) * 1e11 + tonumber(ready_at) end
+local function queue_score(priority, at) return tonumber(priority) * 1e11 + tonumber(at) end
 
 local function emit(id, kind, data)
   local seq = redis.call('HINCRBY', job(id), 'seq', 1)
@@ -68,12 +68,13 @@ local function close_attempt(id, err)
 end
 
 local function enqueue(id, delay)
-  local h = get(id, 'queue', 'priority', 'deadline_at')
+  local h = get(id, 'queue', 'priority', 'deadline_at', 'created_at')
   local ready_at = now + delay
   redis.call('HSET', job(id), 'ready_at', time(ready_at), 'sends', 0)
   redis.call('HDEL', job(id), 'lease_until')
   move(id, 'queued')
-  redis.call('ZADD', P .. 'queued:' .. h[1], queue_score(h[2], ready_at), id)
+  -- Put back at once it has its old place: it has waited already.
+  redis.call('ZADD', P .. 'queued:' .. h[1], queue_score(h[2], delay > 0 and ready_at or h[4]), id)
   redis.call('ZADD', P .. 'send', ready_at, id)
   if h[3] then redis.call('ZADD', P .. 'deadlines', h[3], id) end
 end
