@@ -17,6 +17,7 @@ from cli.up import Supervisor
 
 ROOT = Path(__file__).parent.parent
 LEASE_S = 5
+GONE_S = 10  # from the end of the site to that of its last process
 
 
 class Site:
@@ -76,8 +77,13 @@ class Site:
         for process in self.processes(""):
             process.resume()
         self.supervisor.stop()
-        time.sleep(2)
-        return [p for p in self.seen.values() if p.is_running() and p.status() != "zombie"]
+        left: list[psutil.Process] = []
+        for _ in range(GONE_S):  # a child looks once a second whether its parent lives
+            left = [p for p in self.seen.values() if p.is_running() and p.status() != "zombie"]
+            if not left:
+                break
+            time.sleep(1)
+        return left
 
     def processes(self, word: str) -> list[psutil.Process]:
         found = []
