@@ -43,6 +43,8 @@ def create() -> Response:
 def retry(id: str) -> Response:
     """A new job that asks for the same, seed and all. The old one stays as it ended."""
     job = _job(id)
+    if request.get_data():
+        raise InvalidRequest("A retry asks for the same: it takes no body yet.")
     if not job.state.final:
         raise JobActive(f"Job {id} is {job.status}.")
     if job.model not in services().catalog:
@@ -106,8 +108,10 @@ def list_all() -> Response:
 @blueprint.get("/dead")
 def dead() -> Response:
     """What faults ended and nobody has retried: a person should look."""
-    data = [job_answer(job) for job in services().store.dead()]
-    return jsonify({"object": "list", "data": data, "has_more": False, "next": None})
+    jobs = services().store.dead(limit=101)
+    data = [job_answer(job) for job in jobs[:100]]
+    more = len(jobs) > 100
+    return jsonify({"object": "list", "data": data, "has_more": more, "next": None})
 
 
 @blueprint.post("/<id>/cancel")

@@ -7,6 +7,7 @@ the same order of faults; what they hit depends on the machine's pace.
 """
 
 import argparse
+import contextlib
 import random
 import sys
 import tempfile
@@ -59,15 +60,14 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
     chance_free = random.Random()  # what is looked at first decides nothing
     submitting.start()
     last = next_at = began
+    tried = 0
     while time.monotonic() < last + asked.bound_s:
         now = time.monotonic()
-        if faults.total() < asked.faults and now >= next_at:
-            name = chance.choice(lottery)
-            try:
-                FAULTS[name][1](site, chance)
-                faults[name] += 1
-            except (psutil.NoSuchProcess, redis.RedisError):
-                pass  # it was gone already
+        if tried < asked.faults and now >= next_at:
+            name, dice = chance.choice(lottery), random.Random(chance.random())
+            with contextlib.suppress(psutil.NoSuchProcess, redis.RedisError):  # gone already
+                faults[name] += FAULTS[name][1](site, dice)
+            tried += 1
             last, next_at = now, now + chance.uniform(*asked.every)
         waiting = [each for each in cases if each.id and not each.over]
         for each in chance_free.sample(waiting, min(20, len(waiting))):
@@ -80,7 +80,7 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
     print(f"seed {asked.seed}: {asked.jobs} jobs, {time.monotonic() - began:.0f} s, ", end="")
     print(f"{time.monotonic() - last:.0f} s of them after the last of {faults.total()} faults")
     print_table(cases, faults)
-    print(f"  {verdict(asked.jobs, site.published)}")
+    print(f"  {verdict(asked.jobs, site.broker, site.published)}")
     return check(cases, site.client, site.environment)
 
 

@@ -10,14 +10,16 @@ import redis
 
 from benchmarks.site import LEASE_S, Site
 
-Fault = Callable[[Site, random.Random], None]
+Fault = Callable[[Site, random.Random], bool]  # whether there was anything to hit
 Find = Callable[[Site], list[psutil.Process]]
 
 
 def killed(find: Find) -> Fault:
-    def fault(site: Site, chance: random.Random) -> None:
-        if victims := find(site):
+    def fault(site: Site, chance: random.Random) -> bool:
+        victims = find(site)
+        if victims:
             chance.choice(victims).kill()
+        return bool(victims)
 
     return fault
 
@@ -25,19 +27,21 @@ def killed(find: Find) -> Fault:
 def frozen(find: Find, seconds: float) -> Fault:
     """SIGSTOP, and SIGCONT so much later, if something still has that process then."""
 
-    def fault(site: Site, chance: random.Random) -> None:
-        if victims := find(site):
+    def fault(site: Site, chance: random.Random) -> bool:
+        victims = find(site)
+        if victims:
             victim = chance.choice(victims)
             victim.suspend()
             threading.Timer(seconds, lambda: victim.is_running() and victim.resume()).start()
+        return bool(victims)
 
     return fault
 
 
 def cut(kind: str) -> Fault:
-    def fault(site: Site, _chance: random.Random) -> None:
+    def fault(site: Site, _chance: random.Random) -> bool:
         with redis.Redis.from_url(site.redis_url, socket_timeout=2) as direct:
-            direct.execute_command("CLIENT", "KILL", "TYPE", kind)
+            return bool(direct.execute_command("CLIENT", "KILL", "TYPE", kind))
 
     return fault
 
@@ -59,9 +63,8 @@ def plain_workers(site: Site) -> list[psutil.Process]:
 def both(
     *faults: Fault,
 ) -> Fault:
-    def fault(site: Site, chance: random.Random) -> None:
-        for each in faults:
-            each(site, chance)
+    def fault(site: Site, chance: random.Random) -> bool:
+        return any([each(site, chance) for each in faults])
 
     return fault
 

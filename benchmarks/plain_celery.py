@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import redis
 from celery import Celery
 
 app = Celery("plain", broker=os.environ.get("PLAIN_BROKER", ""))
@@ -34,7 +35,14 @@ def send_all(count: int, broker: str) -> None:
                 time.sleep(0.5)
 
 
-def verdict(count: int, published: Path) -> str:
+def verdict(count: int, broker: str, published: Path, patience_s: int = 60) -> str:
+    """Once its queue is empty and its workers have had time for the rest."""
+    with redis.Redis.from_url(broker) as direct:
+        for _ in range(patience_s):
+            if not direct.llen("celery"):
+                break
+            time.sleep(1)
+    time.sleep(5)
     lines = published.read_text().split() if published.exists() else []
     times = Counter(lines)
     doubled = sum(n > 1 for n in times.values())

@@ -1,5 +1,6 @@
 """The fleet that chaos.py hits: two workers of two ranks, and plain Celery beside them."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -75,7 +76,8 @@ class Site:
         self._over.set()
         self._watch.join()
         for process in self.processes(""):
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
         self.supervisor.stop()
         left: list[psutil.Process] = []
         for _ in range(GONE_S):  # a child looks once a second whether its parent lives

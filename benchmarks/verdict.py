@@ -1,6 +1,7 @@
 """What chaos.py holds the fleet to: records, the stream of events, manifests and their bytes."""
 
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,13 +94,15 @@ def lives(case: Case) -> Iterator[str]:
     status, error = case.job["status"], case.job["error"] or {}
     if status not in MAY.get(case.kind, set()):
         yield f"ended {status}"
-    if case.kind in ("plain", "canceled") and status == "failed" and error["code"] not in HIT:
-        yield f"failed: {error}"
+    hits = [a for a in case.job["attempts"] if a["error"] and a["error"]["code"] != "interrupted"]
+    chance = error.get("code") in HIT and len(hits) >= 3
+    if case.kind in ("plain", "canceled") and status == "failed" and not chance:
+        yield f"failed after {len(hits)} faults: {error}"
     numbers = [attempt["number"] for attempt in case.job["attempts"]]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"attempts {numbers}"
-    if case.kind == "poison" and len(numbers) < 3:
-        yield f"given up after {len(numbers)} attempts"
+    if case.kind == "poison" and not chance:
+        yield f"given up after {len(hits)} faults: {error}"
 
 
 def published(cases: list[Case], client: Client, storage: ArtifactStorage) -> list[str]:
@@ -108,9 +111,17 @@ def published(cases: list[Case], client: Client, storage: ArtifactStorage) -> li
     for case in cases:
         if case.job is None or case.id is None:
             continue
-        there = storage.read(manifest_key(case.id)) is not None
+        manifest = storage.read(manifest_key(case.id))
+        there = manifest is not None
         if there != (case.job["status"] == "succeeded"):
             wrong.append(f"{case.id} {case.job['status']}, manifest: {there}")
+        if manifest is not None:
+            said = json.loads(manifest)
+            bytes_said = [output["sha256"] for output in said["outputs"]]
+            if bytes_said != [output["sha256"] for output in case.job["outputs"]]:
+                wrong.append(f"{case.id} has a manifest of other outputs")
+            if int(said["token"].split(":")[0]) > case.job["attempt"]:
+                wrong.append(f"{case.id} was published by an attempt that is not in its record")
         again = client.job(case.id)
         if again["seq"] != case.job["seq"]:
             wrong.append(f"{case.id} changed after its end")

@@ -178,7 +178,8 @@ def dead_show(client: Client, id: str) -> None:
 def dead_replay(client: Client, ids: tuple[str, ...]) -> None:
     """Send new jobs that ask for the same as these."""
     for id in ids:
-        click.echo(client.call("POST", f"/v1/jobs/{id}/retry")["id"])
+        key = {"Idempotency-Key": f"replay-{id}"}  # an answer that got lost is no second job
+        click.echo(client.call("POST", f"/v1/jobs/{id}/retry", headers=key)["id"])
 
 
 @fleet.command()

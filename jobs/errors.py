@@ -22,7 +22,7 @@ FleetError
     ├── OutOfMemory              tried again once, on a plan that needs less memory
     ├── GroupFault               the group is killed and started again, the job at once
     │   ├── RankDied
-    │   ├── GpuFault            a GPU, its driver or NCCL: two of them drain the worker
+    │   ├── GpuFault            a GPU or its driver: two of them drain the worker
     │   └── RankHung
     ├── WorkerLost               a lease expired: the worker is gone
     ├── Poisoned                 the third WorkerLost of one job

@@ -168,6 +168,16 @@ def test_models_say_what_may_be_asked(api: httpx.Client) -> None:
     assert card["workers_ready"] == 1
 
 
+def test_a_retry_asks_for_the_same_and_takes_no_body(api: httpx.Client) -> None:
+    id = api.post("/v1/jobs", json=body(), headers={"Prefer": "wait=30"}).json()["id"]
+    check_problem(api.post(f"/v1/jobs/{id}/retry", json={"input": {}}), 422, "invalid_request")
+    keyed = [api.post(f"/v1/jobs/{id}/retry", headers={"Idempotency-Key": id}) for _ in range(2)]
+    assert [answer.status_code for answer in keyed] == [202, 202]
+    again = keyed[0].json()
+    assert again["id"] == keyed[1].json()["id"] != id and again["retry_of"] == id
+    assert again["input"] == api.get(f"/v1/jobs/{id}").json()["input"]
+
+
 def test_an_unchanged_job_is_not_sent_again(api: httpx.Client) -> None:
     id = api.post("/v1/jobs", json=body(), headers={"Prefer": "wait=30"}).json()["id"]
     etag = api.get(f"/v1/jobs/{id}").headers["ETag"]

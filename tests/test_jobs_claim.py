@@ -37,6 +37,22 @@ def test_jobs_of_a_model_in_memory_come_first_for_half_a_minute(
     assert [c.id for c in claims if c] == [other, last]
 
 
+def test_a_job_that_is_put_back_is_not_overtaken_anew(
+    store: JobStore, catalog: Catalog, valkey: Server
+) -> None:
+    put_back, younger = (
+        store.submit(ask(catalog, model=model))[0] for model in ("tiny-image", "tiny-video")
+    )
+    mine = claim(store)
+    assert mine.id == put_back
+    with redis.Redis.from_url(valkey.url) as direct:  # it came 31 seconds ago
+        key = f"{store._prefix}:job:{put_back}"
+        direct.hset(key, "created_at", float(direct.hget(key, "created_at")) - 31)
+    store.fail(mine, {"code": "rank_died"}, 0)
+    claims = [store.claim("gpu", "w", 2, {"tiny-video"}) for _ in range(2)]
+    assert [c.id for c in claims if c] == [put_back, younger]
+
+
 def test_a_job_is_left_to_an_idle_worker_that_has_its_model_for_two_seconds(
     store: JobStore, catalog: Catalog
 ) -> None:

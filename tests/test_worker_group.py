@@ -15,7 +15,15 @@ import pytest
 from PIL import Image
 
 from jobs.catalog import Catalog
-from jobs.errors import GroupFault, JobError, ModelLoadFailed, OutOfMemory, RankDied, RankHung
+from jobs.errors import (
+    GpuFault,
+    GroupFault,
+    JobError,
+    ModelLoadFailed,
+    OutOfMemory,
+    RankDied,
+    RankHung,
+)
 from jobs.settings import Settings
 from tests.conftest import ROOT, alive, descendants, until
 from tests.fixtures.bench import Bench, own_family, rank_pids, ready
@@ -239,3 +247,14 @@ def test_kill_nine_of_the_worker_leaves_no_orphan(rank_settings: Settings) -> No
     owner.wait()
     owner.stdout.close()
     until(lambda: not alive(family), 5)
+
+
+def test_a_gpu_fault_on_a_lane_of_one_rank_restarts_the_group_too(
+    bench: Bench, notes: Notes
+) -> None:
+    before = rank_pids(bench.group)
+    with pytest.raises(GpuFault, match="CUBLAS_STATUS"):
+        bench.run("shorts", Plan(), prompt="alone")
+    ready(bench.group)
+    assert not set(rank_pids(bench.group)) & set(before), "its context is of no use any more"
+    assert len(bench.run("shorts", Plan(), prompt="alone")) == 1

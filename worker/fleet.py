@@ -31,6 +31,7 @@ class Fleet:
     group: Group
     drain: Drain
     lanes: Lanes
+    heard: float = field(default_factory=time.monotonic)  # when the last hint came
     _gpu_faults: dict[str, float] = field(default_factory=dict)  # job -> when
 
     @property
@@ -41,9 +42,15 @@ class Fleet:
     @property
     def refusing(self) -> str | None:
         """Why this worker takes no jobs, if it does not."""
-        free = shutil.disk_usage(self.settings.spool).free
+        if self.drain.begun:
+            return self.drain.reason
+        try:
+            self.settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = shutil.disk_usage(self.settings.spool).free
+        except OSError as error:
+            return f"its spool can't be used: {error.strerror}"
         full = free < self.settings.spool_free_bytes
-        return self.drain.reason or (f"its spool has {free / 1e9:.2g} GB left" if full else None)
+        return f"its spool has {free / 1e9:.2g} GB left" if full else None
 
     def loaded(self) -> list[str]:
         """The models that some rank of this worker has in memory."""

@@ -51,9 +51,9 @@ class Reaper(threading.Thread):
             logger.info("Redis is away; it forgets this worker by itself")
 
     def _tick(self) -> None:
+        due, purge = self._store.reap()
         self._drain()
         self._fleet.announce()
-        due, purge = self._store.reap()
         for id in due:
             hint(self._app, id)
         self._wake()
@@ -71,18 +71,21 @@ class Reaper(threading.Thread):
             self._leave_queue()
 
     def _wake(self) -> None:
-        """Idle while jobs wait: their hints are lost, and an hour is long to wait. Where hints to
-        itself do not help either, the worker has gone deaf: to start anew is what helps."""
+        """Idle while jobs wait: their hints are lost, and an hour is long to wait. Where it hears
+        none of those sent here either, the worker has gone deaf: to start anew is what helps."""
         fleet, now = self._fleet, time.monotonic()
-        if not (fleet.idle and self._store.waiting(GPU_QUEUE, fleet.group.size)):
+        waiting = self._store.waiting(GPU_QUEUE, fleet.group.size) if fleet.idle else 0
+        if not waiting:
             self._idle_since = None
             return
         if self._idle_since is None:
             self._idle_since = now
             return
-        hint(self._app, "")
-        if fleet.lanes.unused and now - self._idle_since > fleet.settings.deaf_s:
-            logger.critical("idle for %.0f s while jobs wait: exit", now - self._idle_since)
+        for _ in range(waiting):  # counted up to the ranks there are
+            hint(self._app, "")
+        silent = now - max(self._idle_since, fleet.heard)
+        if fleet.lanes.unused and silent > fleet.settings.deaf_s:
+            logger.critical("no hint for %.0f s while jobs wait: exit", silent)
             logging.shutdown()
             os._exit(DEAF)  # its group dies with it; no job runs
 

@@ -22,18 +22,18 @@ class Recycling:
     ) -> None:
         self._settings, self._group, self._lanes, self._again = settings, group, lanes, again
         self._lock = threading.Lock()
-        self._incarnation, self._jobs, self._first = -1, 0, 0
+        self._restarts, self._jobs, self._first = -1, 0, 0
 
     def after_job(self, leaving: Callable[[], bool]) -> None:
         """Where it is time: waits for the jobs on other lanes, while nobody claims a new one."""
         with self._lock:
-            reason = self._reason()
-        if reason is None:
-            return
-        turn = self._lanes.turn(leaving)
+            reason, restarts = self._reason(), self._restarts
+        turn = self._lanes.turn(leaving) if reason else None
         if turn is None:
             return
         with turn, self._lanes.lane(self._group.size, turn, lambda: None):
+            if leaving() or self._group.about()["restarts"] != restarts:  # nothing to do any more
+                return
             logger.warning("the ranks are started anew: %s", reason)
             self._group.restart()
             if self._group.wait_ready():
@@ -42,8 +42,8 @@ class Recycling:
     def _reason(self) -> str | None:
         """Says so once: the caller does it."""
         settings, about = self._settings, self._group.about()
-        if about["incarnation"] != self._incarnation:
-            self._incarnation, self._jobs = about["incarnation"], 0
+        if about["restarts"] != self._restarts:
+            self._restarts, self._jobs = about["restarts"], 0
         size = sum(_resident_bytes(rank["pid"]) for rank in about["ranks"])
         self._jobs += 1
         if self._jobs == 1:  # models are loaded, and warm

@@ -52,13 +52,15 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
     Answers the job and its state, for Flower; None when there was nothing to do.
     """
     fleet: Fleet = self.app.fleet
+    fleet.heard = time.monotonic()
     if fleet.refusing:
         pass_on(self.app)
         return None
     if not fleet.group.wait_ready():  # a lost hint is sent again
         return None
     turn = fleet.lanes.turn(lambda: fleet.drain.begun)
-    if turn is None:
+    if turn is None:  # it has begun to drain meanwhile
+        pass_on(self.app)
         return None
     with turn, fleet.lanes.counted():
         if not fleet.group.wait_ready():  # it may have restarted since

@@ -69,13 +69,13 @@ end
 
 local function enqueue(id, delay)
   local h = get(id, 'queue', 'priority', 'deadline_at', 'created_at')
-  local ready_at = now + delay
+  -- Put back at once it has its old place: it has waited already.
+  local ready_at = delay > 0 and now + delay or tonumber(h[4])
   redis.call('HSET', job(id), 'ready_at', time(ready_at), 'sends', 0)
   redis.call('HDEL', job(id), 'lease_until')
   move(id, 'queued')
-  -- Put back at once it has its old place: it has waited already.
-  redis.call('ZADD', P .. 'queued:' .. h[1], queue_score(h[2], delay > 0 and ready_at or h[4]), id)
-  redis.call('ZADD', P .. 'send', ready_at, id)
+  redis.call('ZADD', P .. 'queued:' .. h[1], queue_score(h[2], ready_at), id)
+  redis.call('ZADD', P .. 'send', now + delay, id)
   if h[3] then redis.call('ZADD', P .. 'deadlines', h[3], id) end
 end
 

@@ -23,8 +23,6 @@ from worker.rank.progress import ItemProgress, PeerFailed, Stopped
 
 logger = logging.getLogger(__name__)
 
-GPU_WORDS = ("CUDA error", "cuDNN error", "NCCL error")
-
 
 def serve(
     runs: "queue.Queue[Run | None]",
@@ -94,7 +92,7 @@ def _compute(
 def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception) -> Failed:
     """Peers in a collective can't be told: then the failure is not clean and the group must go."""
     echo = isinstance(error, PeerFailed)
-    clean = not progress.together and not isinstance(error, torch.AcceleratorError)
+    clean = not progress.together and not memory.gpu_fault(error)
     if clean and not progress.met:
         progress.meet(failed=True)
     stage = SCENE.stage
@@ -103,7 +101,7 @@ def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception)
     told = _named(error, clean)
     if isinstance(told, OutOfMemory) and clean:
         models.shrink()
-        progress.holds(models.names())
+    progress.holds(models.names())
     return Failed(dist.get_rank(), run.job, run.index, told.code, str(told), stage, clean, echo)
 
 
@@ -115,7 +113,7 @@ def _named(error: Exception, clean: bool) -> JobError:
     short = ("out of memory", "ALLOC_FAILED")
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in text for w in short):
         return OutOfMemory(f"Rank {dist.get_rank()} ran out of memory.")
-    if isinstance(error, torch.AcceleratorError) or any(word in text for word in GPU_WORDS):
+    if memory.gpu_fault(error):
         return GpuFault(f"Rank {dist.get_rank()}: {text}")
     fault = isinstance(error, RuntimeError | OSError)  # of gloo, of a peer
     if isinstance(error, PeerFailed) or clean or not fault:

@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from jobs.errors import Internal
 
+GPU_WORDS = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
+
 
 def pick_device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
@@ -57,6 +59,15 @@ def _machine(name: str) -> int:
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":") for line in file)
     return int(lines[name].split()[0]) * 1024 // dist.get_world_size()
+
+
+def gpu_fault(error: Exception) -> bool:
+    """Whether a GPU or its driver has failed: what the process has there is of no use then. Not
+    NCCL: a peer that was killed looks the same to it."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    named = any(word in str(error) for word in GPU_WORDS) and "ALLOC_FAILED" not in str(error)
+    return isinstance(error, RuntimeError) and named
 
 
 def check_devices(pipeline: Any, device: torch.device) -> None:

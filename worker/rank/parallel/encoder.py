@@ -102,7 +102,7 @@ class Service(threading.Thread):
         self._encode, self._device = pipeline.encode_prompt, pipeline.device
         self._lock = threading.Lock()  # over the encoder
         self._answers: OrderedDict[str, bytes] = OrderedDict()
-        self._address = address
+        self._address, self._closed = address, False
         Path(address).unlink(missing_ok=True)
         self._listener = Listener(address, "AF_UNIX", backlog=64)
         pipeline.encode_prompt = self.encode
@@ -114,9 +114,11 @@ class Service(threading.Thread):
         with self._lock:
             made = self._encode(*args, **asked)
             key = key_of(args, asked)
-            if key is not None and key not in self._answers:
-                torch.save(made, buffer := io.BytesIO())
-                self._answers[key] = buffer.getvalue()
+            if key is not None:
+                if key not in self._answers:
+                    torch.save(made, buffer := io.BytesIO())
+                    self._answers[key] = buffer.getvalue()
+                self._answers.move_to_end(key)
                 if len(self._answers) > ENTRIES:
                     self._answers.popitem(last=False)
             return made
@@ -133,6 +135,8 @@ class Service(threading.Thread):
             except EOFError:  # who only looked whether somebody is here
                 continue
             except Exception:
+                if self._closed:
+                    return
                 logger.exception("a question to the text encoder came to nothing")
 
     @torch.no_grad()
@@ -152,6 +156,7 @@ class Service(threading.Thread):
             return f"{type(error).__name__}: {error}"
 
     def close(self) -> None:
+        self._closed = True
         with Client(self._address) as asker:
             asker.send(None)
         self.join(CLOSE_S)
