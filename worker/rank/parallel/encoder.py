@@ -7,10 +7,8 @@ that, so that ranks which deal prompts among themselves can share an encoder too
 
 import functools
 import hashlib
-import importlib
 import inspect
 import io
-import json
 import logging
 import tempfile
 import threading
@@ -23,12 +21,12 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from jobs.catalog import ModelSpec
 from jobs.errors import ModelLoadFailed
 from worker.rank.embeddings import ENTRIES, key_of
+from worker.rank.parallel.shard import Kind, class_of, components
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +44,8 @@ def load_spread(spec: ModelSpec, source: str, devices: Sequence[torch.device]) -
     folder, kinds = _encoders(source)
     gpus = [device.index for device in devices if device.type == "cuda"]
     loaded = {}
-    for name, (library, class_name) in kinds.items():
-        kind = getattr(importlib.import_module(library), class_name)
+    for name, named in kinds.items():
+        kind = class_of(named)
         with init_empty_weights():
             empty = kind(kind.config_class.from_pretrained(folder / name))
         empty.tie_weights()
@@ -84,14 +82,9 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _encoders(source: str) -> tuple[Path, dict[str, tuple[str, str]]]:
-    folder = Path(source if Path(source).is_dir() else DiffusionPipeline.download(source))
-    index = json.loads((folder / "model_index.json").read_text())
-    return folder, {
-        name: kind
-        for name, kind in index.items()
-        if name.startswith("text_encoder") and kind != [None, None]
-    }
+def _encoders(source: str) -> tuple[Path, dict[str, Kind]]:
+    folder, kinds = components(source)
+    return folder, {name: k for name, k in kinds.items() if name.startswith("text_encoder")}
 
 
 class Service(threading.Thread):

@@ -26,6 +26,7 @@ from jobs.errors import ModelLoadFailed
 from jobs.weights import component_bytes
 
 AS_STORED = (T5EncoderModel, UMT5EncoderModel)  # their files name weights as the modules do
+Kind = tuple[str, str]  # a library, and the name of a class in it
 WORTH = 0.1  # of the whole model's bytes: a smaller part is copied to each rank
 
 
@@ -33,19 +34,28 @@ def sharded_parts(
     spec: ModelSpec, source: str, mesh: Any, device: torch.device
 ) -> dict[str, nn.Module]:
     """The large components of a pipeline, by name: its denoisers and text encoders."""
+    folder, kinds = components(source)
+    dtype = getattr(torch, spec.dtype)
+    bytes_of = {name: component_bytes(folder / name, spec.dtype) for name in kinds}
+    return {
+        name: load_sharded(class_of(kind), folder / name, dtype, mesh, device)
+        for name, kind in kinds.items()
+        if name.startswith(("transformer", "unet", "text_encoder"))
+        and bytes_of[name] >= WORTH * sum(bytes_of.values())
+    }
+
+
+def components(source: str) -> tuple[Path, dict[str, Kind]]:
+    """The folder of a pipeline's repository, and what its index says of each component there is."""
     folder = Path(source if Path(source).is_dir() else DiffusionPipeline.download(source))
     index = json.loads((folder / "model_index.json").read_text())
-    dtype = getattr(torch, spec.dtype)
-    bytes_of = {name: component_bytes(folder / name, spec.dtype) for name in index}
-    parts = {}
-    for name, kind in index.items():
-        if not name.startswith(("transformer", "unet", "text_encoder")) or kind == [None, None]:
-            continue
-        if bytes_of[name] >= WORTH * sum(bytes_of.values()):
-            library, class_name = kind
-            made = getattr(importlib.import_module(library), class_name)
-            parts[name] = load_sharded(made, folder / name, dtype, mesh, device)
-    return parts
+    there = {n: (*k,) for n, k in index.items() if isinstance(k, list) and k != [None, None]}
+    return folder, there
+
+
+def class_of(kind: Kind) -> Any:
+    library, name = kind
+    return getattr(importlib.import_module(library), name)
 
 
 def load_sharded(

@@ -1,13 +1,14 @@
 """Text to video, or to a picture of one frame, by WanPipeline (Wan 2.1, https://arxiv.org/abs/2503.20314)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
 
 from jobs.catalog import ModelSpec
-from jobs.request import TextToImage, TextToVideo
+from jobs.request import ImageToVideo, TextToImage, TextToVideo
 from worker.rank.parallel.vae import decode
 from worker.rank.progress import ItemProgress
 
@@ -30,11 +31,13 @@ def load(
 
 def run(
     pipeline: WanPipeline,
-    request: TextToVideo | TextToImage,
+    request: TextToVideo | TextToImage | ImageToVideo,
     prompt: str,
     seed: int,
     progress: ItemProgress,
+    **more: Any,
 ) -> Iterator[np.ndarray]:
+    """more: what a pipeline that begins with a picture takes besides."""
     asked = request.input
     with progress.stage("text_encode"):
         embeds, negative_embeds = pipeline.encode_prompt(
@@ -45,6 +48,7 @@ def run(
         )
     with progress.denoise(asked.num_inference_steps) as on_step_end:
         latents = pipeline(
+            **more,
             prompt_embeds=embeds,
             negative_prompt_embeds=negative_embeds,
             height=asked.height,
