@@ -73,10 +73,10 @@ def _compute(
     run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism
 ) -> dict[str, object] | None:
     request, plan = stored_request(run.request), Plan(**run.plan)
-    adapter = models.adapter(request.model, request.task)
     pipeline = placed(run, progress, models, parallelism)
     if plan.shard:
         progress.join()
+    adapter = models.adapter(request.model, request.task)
     frames = adapter.run(pipeline, request, run.prompt, run.seed, progress)
     if not progress.lead:
         deque(frames, maxlen=0)  # decodes its rows
