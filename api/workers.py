@@ -21,8 +21,9 @@ def drain(name: str) -> tuple[Response, int]:
     """It takes no more jobs from its next tick on, seconds later; those that run go on."""
     store = services().store
     about = store.workers.alive().get(name)
-    if about is None or not store.workers.wish_drain(name):
+    if about is None:
         raise NotFound(f"There is no worker {name[:80]!r}.")
+    store.workers.wish_drain(name, about["start"])
     return jsonify(_card(name, {**about, "draining": about.get("draining") or "asked for"})), 202
 
 

@@ -27,7 +27,10 @@ from benchmarks.verdict import Case, check, print_table
 from cli.client import FINAL, ApiError, Client
 
 # Of a hundred jobs.
-KINDS = {"plain": 78, "canceled": 8, "deadline": 5, "invalid": 5, "poison": 2, "oom": 2}
+KINDS = {
+    **{"plain": 76, "canceled": 8, "deadline": 5, "invalid": 5},
+    **{"poison": 2, "oom": 2, "hangs": 2},
+}
 
 
 def main() -> None:
@@ -86,13 +89,15 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
 
 def case(chance: random.Random) -> Case:
     kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
-    model = {"poison": "dies", "oom": "oom"}.get(kind, chance.choice(["tiny-video", "tiny-image"]))
+    model = {"poison": "dies", "oom": "oom", "hangs": "hangs"}.get(
+        kind, chance.choice(["tiny-video", "tiny-image"])
+    )
     prompts: list[str] = [f"a {n}" for n in range(chance.choice([1, 1, 2, 3]))]
     question: dict[str, Any] = {"prompt": prompts, "num_inference_steps": chance.randint(4, 30)}
     body: dict[str, Any] = {"model": model, "input": question}
     body["priority"] = chance.choice(["high", "normal", "normal", "low"])
     body["parallel"] = chance.choice(["auto", "auto", {"data": 2}, {"ulysses": 2}])
-    if kind in ("poison", "oom"):
+    if kind in ("poison", "oom", "hangs"):
         question["prompt"], body["parallel"] = "always", {"ulysses": 2}
     if kind == "deadline":
         body["deadline_s"] = chance.choice([1, 3, 10])

@@ -1,7 +1,9 @@
-"""What chaos.py does to a site: processes killed and frozen, connections cut."""
+"""What chaos.py does to a site: processes killed and frozen, connections cut, disks full."""
 
+import contextlib
 import os
 import random
+import resource
 import threading
 from collections.abc import Callable
 
@@ -46,6 +48,37 @@ def cut(kind: str) -> Fault:
     return fault
 
 
+def full_disk(seconds: float) -> Fault:
+    """The ranks of one worker, and whoever encodes their videos, can write no byte to a file."""
+    unlimited = resource.RLIM_INFINITY
+
+    def bound(ranks: list[psutil.Process], limit: int) -> None:
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.rlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
+
+    def fault(site: Site, chance: random.Random) -> bool:
+        ranks = site.ranks()
+        if not ranks:
+            return False
+        agents = {rank.pid: rank.parents()[1].pid for rank in ranks}
+        agent = chance.choice(sorted(set(agents.values())))
+        hit = [rank for rank in ranks if agents[rank.pid] == agent]
+        bound(hit, 0)
+        threading.Timer(seconds, bound, (hit, unlimited)).start()
+        return True
+
+    return fault
+
+
+def storage_errors(seconds: float) -> Fault:
+    def fault(site: Site, _chance: random.Random) -> bool:
+        site.proxy.fail(seconds)
+        return True
+
+    return fault
+
+
 def named(word: str) -> Find:
     return lambda site: site.processes(word)
 
@@ -81,6 +114,8 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "API process killed": (2, killed(named("gunicorn"))),
     "API process frozen 4 s": (1, frozen(named("gunicorn"), 4)),
     "SeaweedFS killed": (1, killed(named("weed"))),
+    "storage errors 6 s": (2, storage_errors(6)),
+    "spool's disk full 5 s": (1, full_disk(5)),
     "SeaweedFS frozen 20 s": (1, frozen(named("weed"), 20)),
     "Valkey killed": (1, killed(named("valkey-server"))),
     "Valkey frozen 20 s": (1, frozen(named("valkey-server"), 20)),

@@ -8,9 +8,11 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
+from benchmarks.proxy import Proxy
 from cli import servers
 from cli.client import ApiError, Client
 from cli.servers import Part
@@ -28,7 +30,7 @@ class Site:
         models = data / "models"
         make = [sys.executable, "-m", "tests.fixtures.tiny_more", str(models)]
         subprocess.run(make, check=True, cwd=ROOT)
-        for name in ("dies", "oom"):
+        for name in ("dies", "hangs", "oom"):
             (models / name).mkdir()
         environment = {
             **os.environ,
@@ -44,6 +46,7 @@ class Site:
         self.supervisor = Supervisor(environment, data / "logs")
         self.seen: dict[int, psutil.Process] = {}
         valkey, weed = servers.valkey(data / "valkey"), servers.seaweedfs(data / "seaweedfs")
+        self.proxy = Proxy(servers.LOOPBACK, urlsplit(weed.url).port or 80)
         api = servers.api(servers.free_port())
         worker = servers.worker(api.url)
         second = replace(
@@ -54,7 +57,7 @@ class Site:
         )
         environment.update(weed.environment, FLEET_REDIS_URL=valkey.url)
         os.environ.update(weed.environment)  # the verdict reads the storage itself
-        environment.update(FLEET_STORAGE_URL="s3://fleet", FLEET_S3_ENDPOINT=weed.url)
+        environment.update(FLEET_STORAGE_URL="s3://fleet", FLEET_S3_ENDPOINT=self.proxy.url)
         # Beside it, with the same broker: what it is compared with.
         self.broker, self.published = valkey.url.removesuffix("/0") + "/1", data / "published"
         environment.update(PLAIN_BROKER=self.broker, PLAIN_PUBLISHED=str(self.published))
@@ -68,17 +71,22 @@ class Site:
         self.environment, self.redis_url = environment, valkey.url
         self.client = Client(api.url, timeout_s=5)
         self._over = threading.Event()
-        self._watch = threading.Thread(target=self.supervisor.watch, args=(self._over.is_set,))
+        self._watch = threading.Thread(target=self._look_after)
         self._watch.start()
+
+    def _look_after(self) -> None:
+        """What this thread starts anew dies with it: it must be the one to stop it in order."""
+        self.supervisor.watch(self._over.is_set)
+        for process in self.processes(""):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self.supervisor.stop()
 
     def down(self) -> list[psutil.Process]:
         """What outlives it."""
         self._over.set()
         self._watch.join()
-        for process in self.processes(""):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
-        self.supervisor.stop()
+        self.proxy.close()
         left: list[psutil.Process] = []
         for _ in range(GONE_S):  # a child looks once a second whether its parent lives
             left = [p for p in self.seen.values() if p.is_running() and p.status() != "zombie"]

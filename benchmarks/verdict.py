@@ -26,6 +26,7 @@ MAY = {
     "deadline": {"succeeded", "failed", "expired"},
     "poison": {"failed"},
     "oom": {"failed"},
+    "hangs": {"failed"},
 }
 HIT = {"rank_died", "rank_hung", "poisoned"}
 
@@ -101,7 +102,7 @@ def lives(case: Case) -> Iterator[str]:
     numbers = [attempt["number"] for attempt in case.job["attempts"]]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"attempts {numbers}"
-    if case.kind == "poison" and not chance:
+    if case.kind in ("poison", "hangs") and not chance:
         yield f"given up after {len(hits)} faults: {error}"
 
 

@@ -28,6 +28,7 @@ FleetError
     ├── Poisoned                 the third WorkerLost of one job
     ├── DeadlineExceeded
     ├── Interrupted              the worker is stopping: tried again, not counted
+    ├── SpoolFull                the node's disk takes no more: tried again, not counted
     └── Internal                 our own fault
 """
 
@@ -175,6 +176,10 @@ class Interrupted(JobError):
     code, retryable = "interrupted", True
 
 
+class SpoolFull(JobError):
+    code, retryable = "spool_full", True
+
+
 class Internal(JobError):
     pass
 
@@ -182,5 +187,14 @@ class Internal(JobError):
 # What a rank names by its code comes back as the same class on the worker's side.
 JOB_ERRORS: dict[str, type[JobError]] = {
     kind.code: kind
-    for kind in (InvalidInput, ModelLoadFailed, OutOfMemory, RankDied, GpuFault, RankHung, Internal)
+    for kind in (
+        InvalidInput,
+        ModelLoadFailed,
+        OutOfMemory,
+        RankDied,
+        GpuFault,
+        RankHung,
+        SpoolFull,
+        Internal,
+    )
 }

@@ -22,20 +22,13 @@ class Workers:
         self._redis.sadd(self._key("workers"), worker)
 
     @away
-    def wish_drain(self, worker: str) -> bool:
-        """Wishes that the worker takes no more jobs, until it is started anew. False: unknown."""
-        if not self._redis.exists(self._key(f"worker:{worker}")):
-            return False
-        self._redis.set(self._key(f"drain:{worker}"), 1, ex=86400)
-        return True
+    def wish_drain(self, worker: str, start: str) -> None:
+        """Wishes that the worker takes no more jobs. start: which life of it; not the next one."""
+        self._redis.set(self._key(f"drain:{worker}"), start, ex=86400)
 
     @away
-    def drain_wished(self, worker: str) -> bool:
-        return bool(self._redis.exists(self._key(f"drain:{worker}")))
-
-    @away
-    def forget_drain(self, worker: str) -> None:
-        self._redis.delete(self._key(f"drain:{worker}"))
+    def drain_wished(self, worker: str, start: str) -> bool:
+        return bool(self._redis.get(self._key(f"drain:{worker}")) == start)
 
     @away
     def leave(self, worker: str) -> None:

@@ -28,7 +28,7 @@ TOP_LEVEL = ("parallel", "deadline_s", "priority", "task")
 FAULTY = ("counts", "sleeps", "hangs", "dies", "shorts", "oom", "broken")
 
 
-def until(check: Callable[[], Any], timeout_s: float = 30, every_s: float = 0.05) -> Any:
+def until(check: Callable[[], Any], timeout_s: float = 120, every_s: float = 0.05) -> Any:
     """The first true answer of check(). Raises: AssertionError after timeout_s."""
     end = time.monotonic() + timeout_s
     while not (answer := check()):
@@ -157,7 +157,7 @@ class RunningFleet:
         body = {"model": model, "input": {"prompt": prompt, **fields}, **top}
         return str(self.client.submit(body)["id"])
 
-    def wait(self, id: str, timeout_s: float = 60) -> dict[str, Any]:
+    def wait(self, id: str, timeout_s: float = 180) -> dict[str, Any]:
         return until(lambda: (j := self.client.job(id))["status"] in FINAL and j, timeout_s)
 
     def wait_running(self, id: str, value: float = 0.01) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def test_a_short_storm_is_weathered() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "sound" in done.stdout and "processes left: 0" in done.stdout

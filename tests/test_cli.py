@@ -26,7 +26,7 @@ def run(fleet: RunningFleet, *words: str, cwd: Path = ROOT) -> subprocess.Comple
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -89,9 +89,9 @@ def test_what_goes_wrong_is_one_line(
 def test_nobody_there(file_fleet: RunningFleet) -> None:
     words = [FLEET, "--url", "http://127.0.0.1:1"]
     for command in (["status"], ["submit", "x"]):
-        done = subprocess.run([*words, *command], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([*words, *command], capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and "does not answer" in done.stderr
-    done = subprocess.run([*words, "doctor"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*words, "doctor"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "FAIL api" in done.stdout
 
 
@@ -102,7 +102,7 @@ def test_a_wrong_setting_ends_fleet_up_with_a_sentence(models_dir: Path, tmp_pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 1 and "FLEET_LEASE_S='abc' is no number." in done.stderr
     assert "Traceback" not in done.stderr
@@ -191,4 +191,4 @@ def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(
     family = descendants(starting.pid)
     starting.send_signal(signal.SIGINT)
     starting.wait(30)
-    until(lambda: not alive(family), 5)
+    until(lambda: not alive(family), 15)

@@ -119,14 +119,14 @@ def test_outputs_by_the_api_itself(fleet: RunningFleet) -> None:
 
 
 def test_a_running_job_is_canceled_within_two_steps(fleet: RunningFleet) -> None:
-    id = fleet.submit("sleeps", num_inference_steps=100)
+    id = fleet.submit("sleeps", num_inference_steps=200)
     fleet.wait_running(id, 0.1)
     assert fleet.http.get(f"/v1/jobs/{id}/outputs/0").status_code == 409
     asked = time.monotonic()
     answer = fleet.http.post(f"/v1/jobs/{id}/cancel").json()
     assert answer["status"] in ("canceling", "canceled")
-    job = fleet.wait(id, 5)
-    assert job["status"] == "canceled" and time.monotonic() - asked < 2
+    job = fleet.wait(id)
+    assert job["status"] == "canceled" and time.monotonic() - asked < 5
     assert fleet.http.post(f"/v1/jobs/{id}/cancel").json()["status"] == "canceled"
     assert fleet.http.get(f"/v1/jobs/{id}/outputs/0").status_code == 404
     assert fleet.wait(fleet.submit("tiny-image"))["status"] == "succeeded", "the ranks are free"
@@ -185,9 +185,8 @@ def test_delete_removes_record_and_files(fleet: RunningFleet) -> None:
     assert httpx.get(output["download_url"]).status_code == 200
     assert fleet.http.delete(f"/v1/jobs/{id}").status_code == 204
     assert fleet.http.get(f"/v1/jobs/{id}").status_code == 404
-    until(lambda: httpx.get(output["download_url"]).status_code == 404, 15)
-    results = fleet.data / "storage"
-    assert not results.exists() or until(lambda: not list(results.glob(f"**/{id}/*")), 15)
+    until(lambda: httpx.get(output["download_url"]).status_code == 404)
+    until(lambda: not list((fleet.data / "storage").glob(f"results/{id}*")))
 
 
 def test_flower_shows_worker_progress_and_end(file_fleet: RunningFleet) -> None:
@@ -200,7 +199,7 @@ def test_flower_shows_worker_progress_and_end(file_fleet: RunningFleet) -> None:
         states.update([task["state"]] if task else [])
         return task and task["state"] == "SUCCESS" and task
 
-    task = until(seen, 30)
+    task = until(seen)
     assert "PROGRESS" in states
     assert id in task["result"], "task id = job id in quiet times, and the result names the job"
     failed = file_fleet.submit("absent")
@@ -214,7 +213,7 @@ def test_the_group_is_in_inspect_stats(file_fleet: RunningFleet) -> None:
         env={**file_fleet.environment, "FLEET_REDIS_URL": redis_url},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert '"incarnation"' in answer.stdout and '"pid"' in answer.stdout, answer.stderr
 
@@ -243,7 +242,7 @@ def test_jobs_go_to_the_worker_that_has_their_model_in_memory(
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: len(loaded()) == 2, 60)
+        until(lambda: len(loaded()) == 2)
         jobs = [fleet.wait(fleet.submit("tiny-video", num_inference_steps=2)) for _ in range(6)]
         assert {job["worker"] for job in jobs} == {first}, "chance alone: one in 64"
         assert fleet.client.call("GET", "/v1/models/tiny-video")["loaded"] == [first]

@@ -84,7 +84,7 @@ def test_a_process_with_a_bad_setting_ends_with_that_sentence(command: list[str]
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert ended.returncode != 0
     assert "FLEET_RANKS='many' is no whole number." in ended.stderr
@@ -98,7 +98,7 @@ def test_a_worker_whose_data_folder_cannot_be_made_ends_with_a_sentence() -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert ended.returncode != 0 and "can't be used" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -111,7 +111,7 @@ def test_a_worker_that_cannot_preload_a_model_ends_with_a_sentence(tmp_path: Pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert ended.returncode != 0 and "no model 'shaps'" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -124,7 +124,7 @@ def test_a_worker_with_another_pool_ends_with_a_sentence(models_dir: Path) -> No
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert ended.returncode != 0 and "as many lanes as ranks" in ended.stderr
 

@@ -1,6 +1,7 @@
 """A real group of two ranks on gloo, and everything that may befall it."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from jobs.errors import (
     OutOfMemory,
     RankDied,
     RankHung,
+    SpoolFull,
 )
 from jobs.settings import Settings
 from tests.conftest import ROOT, alive, descendants, until
@@ -43,7 +45,7 @@ def group(rank_settings: Settings) -> Iterator[Group]:
     yield group
     family = own_family()
     group.stop()
-    until(lambda: not alive(family), 10)
+    until(lambda: not alive(family), 15)
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ def test_an_agent_killed_in_mid_job_leaves_no_orphan_and_is_replaced(bench: Benc
 
     with pytest.raises(RankDied):
         bench.run("counts", TOGETHER, on_event, num_inference_steps=100)
-    until(lambda: not alive(family), 5)
+    until(lambda: not alive(family), 15)
     ready(bench.group)
     assert len(bench.run("tiny-image", TOGETHER)) == 1
 
@@ -223,6 +225,21 @@ def test_a_consumer_that_leaves_stops_the_computation(bench: Bench, catalog: Cat
     with pytest.raises(Left):
         bench.run("counts", TOGETHER, leave, num_inference_steps=100)
     assert len(bench.run("tiny-image", TOGETHER)) == 1
+
+
+def test_a_disk_that_takes_no_more_is_a_fault_of_the_node(bench: Bench) -> None:
+    before = rank_pids(bench.group)
+    for model in ("counts", "tiny-image"):  # which has to load a model first
+        for limit in (100, resource.RLIM_INFINITY):
+            for pid in before:
+                bounds = (limit, resource.RLIM_INFINITY)
+                psutil.Process(pid).rlimit(resource.RLIMIT_FSIZE, bounds)
+            if limit == 100:
+                with pytest.raises(SpoolFull, match="File too large"):
+                    bench.run(model, DEALT)
+            else:
+                assert len(bench.run(model, DEALT)) == 1
+    assert rank_pids(bench.group) == before, "and the group goes on"
 
 
 def test_logs_say_rank_job_stage_step_and_memory(bench: Bench, rank_settings: Settings) -> None:
@@ -246,7 +263,7 @@ def test_kill_nine_of_the_worker_leaves_no_orphan(rank_settings: Settings) -> No
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    until(lambda: not alive(family), 5)
+    until(lambda: not alive(family), 15)
 
 
 def test_a_gpu_fault_on_a_lane_of_one_rank_restarts_the_group_too(

@@ -16,6 +16,7 @@ from jobs.errors import (
     OutOfMemory,
     RankDied,
     RankHung,
+    SpoolFull,
 )
 from jobs.parse import parse_request
 from worker.plan import Plan
@@ -164,6 +165,7 @@ OOM, DIED = {"code": "out_of_memory"}, {"code": "rank_died"}
         (RankHung("x"), [DIED], Again()),
         (RankHung("x"), [DIED, DIED], GiveUp(dead=True)),
         (Interrupted("x"), [DIED] * 9, Again(counted=False)),
+        (SpoolFull("x"), [DIED] * 9, Again(counted=False)),
         (Internal("x"), [], GiveUp(dead=True)),
     ],
 )

@@ -77,7 +77,6 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(f"FLEET_DATA_DIR can't be used: {error}.") from None
         self._reaper = Reaper(worker.app, fleet, lambda: leave_queue(worker))
         try:
-            fleet.store.workers.forget_drain(fleet.name)  # it was for the worker before
             fleet.announce()
         except StoreUnavailable as error:
             logger.warning("%s", error)

@@ -1,6 +1,7 @@
 """What the task needs of its worker; the bootstep sets it as app.fleet."""
 
 import logging
+import secrets
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from worker.planner import Room
 logger = logging.getLogger(__name__)
 
 FAULTS_S = 600  # how long a GPU's fault is remembered
+FULL_S = 30  # for how long a spool that took no more is given no more
 
 
 @dataclass
@@ -31,7 +33,9 @@ class Fleet:
     group: Group
     drain: Drain
     lanes: Lanes
+    start: str = field(default_factory=lambda: secrets.token_hex(8))  # one life of its name
     heard: float = field(default_factory=time.monotonic)  # when the last hint came
+    full_until: float = 0.0  # when the spool is tried again
     _gpu_faults: dict[str, float] = field(default_factory=dict)  # job -> when
 
     @property
@@ -49,8 +53,9 @@ class Fleet:
             free = shutil.disk_usage(self.settings.spool).free
         except OSError as error:
             return f"its spool can't be used: {error.strerror}"
-        full = free < self.settings.spool_free_bytes
-        return f"its spool has {free / 1e9:.2g} GB left" if full else None
+        if free < self.settings.spool_free_bytes:
+            return f"its spool has {free / 1e9:.2g} GB left"
+        return "its spool took no more" if time.monotonic() < self.full_until else None
 
     def loaded(self) -> list[str]:
         """The models that some rank of this worker has in memory."""
@@ -73,6 +78,7 @@ class Fleet:
     def announcement(self) -> dict[str, Any]:
         """What this worker says of itself to the API and to the other workers."""
         return {
+            "start": self.start,
             "size": self.group.size,
             "group": self.group.about(),
             "models": list(self.catalog),
@@ -80,6 +86,10 @@ class Fleet:
             "idle": self.idle,
             "draining": self.refusing,
         }
+
+    def spool_full(self) -> None:
+        """A job found no room for its result: the next ones are for others, for a while."""
+        self.full_until = time.monotonic() + FULL_S
 
     def gpu_fault(self, job: str) -> None:
         """A GPU has failed under this job. Where it was not the job's doing, for others failed here

@@ -63,8 +63,8 @@ class Reaper(threading.Thread):
             self._removal.start()
 
     def _drain(self) -> None:
-        drain = self._fleet.drain
-        if not drain.begun and self._store.workers.drain_wished(self._fleet.name):
+        fleet, drain = self._fleet, self._fleet.drain
+        if not drain.begun and self._store.workers.drain_wished(fleet.name, fleet.start):
             drain.begin("somebody asked for it")
             logger.warning("drained: %s", drain.reason)
         if drain.begun:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import GroupFault, Interrupted, JobError, OutOfMemory
+from jobs.errors import GroupFault, Interrupted, JobError, OutOfMemory, SpoolFull
 
 GROUP_FAULTS = 3  # of one job: then it is the job that kills ranks, not chance
 
@@ -24,7 +24,7 @@ class GiveUp:
 def decide(error: JobError, earlier: Sequence[dict[str, Any]]) -> Again | GiveUp:
     """earlier: the counted errors of earlier attempts."""
     codes = [e["code"] for e in earlier]
-    if isinstance(error, Interrupted):
+    if isinstance(error, Interrupted | SpoolFull):
         return Again(counted=False)
     if isinstance(error, OutOfMemory):
         return GiveUp(dead=True) if OutOfMemory.code in codes else Again()

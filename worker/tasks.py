@@ -18,6 +18,7 @@ from jobs.errors import (
     JobError,
     LeaseLost,
     OutOfMemory,
+    SpoolFull,
     StorageUnavailable,
     StoreUnavailable,
 )
@@ -221,7 +222,10 @@ class Attempt:
                     pass
                 raise
         rendered = Rendered(meter.files(), meter.metrics(), about)
-        self._spool.keep(rendered)
+        try:
+            self._spool.keep(rendered)
+        except OSError as error:
+            raise SpoolFull(f"The result can't be kept on this node: {error.strerror}.") from None
         return rendered
 
     def _follow(self, stream: Iterator[Event], meter: Meter) -> None:
@@ -261,6 +265,8 @@ class Attempt:
                 error = reason
         if isinstance(error, GpuFault):
             self._fleet.gpu_fault(claim.id)
+        if isinstance(error, SpoolFull):
+            self._fleet.spool_full()
         answer = error.answer()
         logger.error("%s: %s: %s", claim.id, error.code, error)
         decision = decide(error, claim.errors)

@@ -1,7 +1,10 @@
 """Frames become a file in the spool: PNG, WebP or MP4 (H.264)."""
 
+import errno
 import hashlib
+import os
 import queue
+import signal
 import subprocess
 import tempfile
 import threading
@@ -12,7 +15,9 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+from jobs.errors import RankDied
 from jobs.request import JobRequest, VideoInput
+from worker.rank.memory import DISK
 
 # x264's bytes depend on it: a fixed number gives the same ones on every machine.
 THREADS = 16
@@ -93,13 +98,23 @@ class _Video:
         self._waiting.put(frames)
 
     def finish(self) -> None:
-        """Raises: OSError with ffmpeg's last words, and leaves no half a video to be published."""
+        """Leaves no half a video to be published. Raises: OSError with ffmpeg's last words, and
+        with the number of one of DISK where they name it; RankDied if somebody killed it."""
         self._waiting.put(None)
         self._feeder.join()
-        if self._process.wait():
-            self._words.seek(0)
-            self._path.unlink(missing_ok=True)
-            raise OSError(f"ffmpeg: {self._words.read().decode(errors='replace')[-300:]}")
+        if not (code := self._process.wait()):
+            return
+        self._path.unlink(missing_ok=True)
+        self._words.seek(0)
+        words = self._words.read().decode(errors="replace")[-300:]
+        if code == -signal.SIGXFSZ:  # how a write past the process's limit of size ends it
+            raise OSError(errno.EFBIG, "ffmpeg")
+        if code < 0:
+            raise RankDied(f"ffmpeg was ended by signal {-code}.")
+        for number in DISK:
+            if os.strerror(number) in words:
+                raise OSError(number, f"ffmpeg: {words}")
+        raise OSError(f"ffmpeg: {words}")
 
     def close(self) -> None:
         self._process.kill()  # nothing to do once it has finished

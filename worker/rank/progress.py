@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from worker.rank.parallel import Replica
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 FINE, WISHED, FAILED = range(3)  # a vote; the highest of the replica holds
 
 
@@ -47,6 +48,7 @@ class ItemProgress:
         self._run, self.replica, self._debug = run, replica, debug
         self._send, self._canceled = send, canceled
         self.timings: dict[str, float] = {}
+        self._steps = 0  # of denoising, once that has begun
         self.met = False  # the peers know that this rank got as far as the first collective
         self.together = False  # inside the collectives: this rank's failure leaves peers waiting
         memory.reset_peak()
@@ -91,6 +93,7 @@ class ItemProgress:
         Raises: PeerFailed before the first step, Stopped after any.
         """
         self.join()
+        self._steps = steps
         self._tell("denoise", 0, steps)
         began = time.monotonic()
         flag = _Flag(self.replica.agreement)
@@ -115,6 +118,16 @@ class ItemProgress:
             raise Stopped(steps)
         self.together = False
         self.timings["denoise_s"] = time.monotonic() - began
+
+    def heeding(self, chunks: Iterator[T]) -> Iterator[T]:
+        """The chunks, until the job is to be canceled: all ranks of the replica, which all take
+        part, stop after the same one. Raises: Stopped."""
+        flag = _Flag(self.replica.agreement)
+        for chunk in chunks:
+            yield chunk
+            if flag.raised(self._wished()):
+                raise Stopped(self._steps)
+        flag.settle()
 
     def _compare(self, latents: torch.Tensor) -> None:
         """Raises: Internal, where a rank has gone another way: a wrong picture, in silence."""

@@ -9,7 +9,7 @@ give the same bits in every plan.
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ ROWS = -2
 
 def decode(
     vae: AutoencoderKLWan, latents: torch.Tensor, stripes: int, group: Any
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """latents: [1, C, F, H, W], the same on all ranks of the group, which all iterate.
 
     Yields uint8 pictures [f, 3, H, W] as they are ready: whole ones on the group's first rank, a

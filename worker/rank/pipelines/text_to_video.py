@@ -1,5 +1,6 @@
 """Text to video, or to a picture of one frame, by WanPipeline (Wan 2.1, https://arxiv.org/abs/2503.20314)."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,8 @@ def pictures(
     replica = progress.replica
     with progress.decode(spread=True):
         latents = latents.to(vae.dtype) * std + mean
-        for frames in decode(vae, latents, replica.stripes, replica.tensors):
-            if progress.lead:
-                yield frames.permute(0, 2, 3, 1).cpu().numpy()
+        decoded = decode(vae, latents, replica.stripes, replica.tensors)
+        with contextlib.closing(decoded):
+            for frames in progress.heeding(decoded):
+                if progress.lead:
+                    yield frames.permute(0, 2, 3, 1).cpu().numpy()
