@@ -13,6 +13,7 @@ from jobs.errors import StoreUnavailable
 
 _REFUSALS = re.compile(
     "MISCONF|NOREPLICAS|BUSY|MASTERDOWN|LOADING|READONLY|OOM|read.only replica|maxmemory"
+    "|[Nn]o permission"
 )
 P = ParamSpec("P")
 R = TypeVar("R")

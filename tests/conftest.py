@@ -1,5 +1,6 @@
 """Real servers, shared by the tests: Valkey, SeaweedFS, whole fleets. Nothing here is a mock."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -44,6 +45,16 @@ def descendants(pid: int) -> list[psutil.Process]:
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run; a zombie does not."""
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@contextlib.contextmanager
+def frozen(process: psutil.Process) -> Iterator[None]:
+    """Worse than gone: its connections stay open and nobody answers."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 class Server:

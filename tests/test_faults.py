@@ -1,6 +1,5 @@
 """What happens when X dies: nothing is lost, nothing is published twice, nobody must help."""
 
-import contextlib
 import signal
 import subprocess
 import time
@@ -15,7 +14,7 @@ import pytest
 from jobs.catalog import Catalog
 from jobs.parse import parse_request
 from jobs.store import JobStore
-from tests.conftest import PYTHON, ROOT, RunningFleet, alive, descendants, until
+from tests.conftest import PYTHON, ROOT, RunningFleet, alive, descendants, frozen, until
 
 Notes = Callable[[str], list[str]]
 
@@ -29,16 +28,6 @@ def fleet(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     fleet = RunningFleet(data, models_dir, *options, **short)
     yield fleet
     fleet.stop()
-
-
-@contextlib.contextmanager
-def frozen(process: psutil.Process) -> Iterator[None]:
-    """Worse than gone: its connections stay open and nobody answers."""
-    process.suspend()
-    try:
-        yield
-    finally:
-        process.resume()
 
 
 def pid(fleet: RunningFleet, word: str) -> psutil.Process:

@@ -72,6 +72,7 @@ class Keeper(threading.Thread):
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._folder / "new"))
         self._listener.listen(size * 2)
+        (self._folder / "new").chmod(0o600)
         (self._folder / "new").rename(self._folder / "socket")  # who sees it can connect
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
