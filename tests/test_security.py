@@ -2,7 +2,6 @@
 door; secrets and prompts stay out of the logs."""
 
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -14,16 +13,15 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 import torch
-from celery import Celery
 from safetensors.torch import load_file
 
 from jobs.catalog import Catalog
 from jobs.errors import ModelLoadFailed
-from jobs.parse import parse_request
-from jobs.queue import GPU_QUEUE, RUN, make_app, send_hint
+from jobs.queue import GPU_QUEUE, RUN, make_app
+from jobs.record import JobState
 from jobs.settings import load_settings
-from jobs.store import JobStore
 from tests.conftest import PYTHON, ROOT, RunningFleet, Server, until
+from tests.fixtures.worker import LoneWorker
 from worker.keeper import PREFIX
 from worker.rank.models import Models
 
@@ -151,36 +149,12 @@ def guarded(valkey: Server, tmp_path: Path) -> Iterator[str]:
         direct.execute_command("ACL", "DELUSER", name)
 
 
-def test_a_worker_runs_with_tls_and_an_acl(
-    guarded: str, catalog: Catalog, models_dir: Path, tmp_path: Path
-) -> None:
+def test_a_worker_runs_with_tls_and_an_acl(guarded: str, models_dir: Path, tmp_path: Path) -> None:
     parts = urlsplit(guarded)
-    settings = {
-        "FLEET_REDIS_URL": guarded,
-        "FLEET_KEY_PREFIX": str(parts.username),
-        "FLEET_MODELS": str(ROOT / "tests" / "fixtures" / "models.toml"),
-        "FLEET_MODELS_DIR": str(models_dir),
-        "FLEET_DATA_DIR": str(tmp_path / "data"),
-        "FLEET_STORAGE_URL": (tmp_path / "storage").as_uri(),
-        "FLEET_RANKS": "1",
-    }
-    store = JobStore(guarded, settings["FLEET_KEY_PREFIX"])
-    app: Celery = make_app(load_settings(settings))
-    with (tmp_path / "log").open("w") as log:
-        worker = subprocess.Popen(
-            [PYTHON, "-m", "celery", "-A", "worker", "worker", "--loglevel", "INFO"],
-            env={**os.environ, **settings},
-            stdout=log,
-            stderr=log,
-            cwd=ROOT,
-        )
+    prefix = str(parts.username)
+    worker = LoneWorker(tmp_path, models_dir, FLEET_REDIS_URL=guarded, FLEET_KEY_PREFIX=prefix)
     try:
-        question = {"model": "tiny-image", "input": {"prompt": "x"}}
-        id, _ = store.submit(parse_request(question, catalog)[0])
-        send_hint(app, store, id)
-        job = until(lambda: (job := store.get(id)) and job.state.final and job)
-        assert job.state.value == "succeeded"
+        assert worker.wait(worker.submit("tiny-image")).state is JobState.SUCCEEDED
     finally:
-        worker.terminate()
-        assert worker.wait(60) == 0
-    assert str(parts.password) not in (tmp_path / "log").read_text()
+        assert worker.stop() == 0
+    assert str(parts.password) not in worker.log.read_text()

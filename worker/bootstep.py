@@ -2,12 +2,16 @@
 
 import logging
 import shutil
+import signal
 import subprocess
 import time
+from types import FrameType
 from typing import Any
 
 from celery import bootsteps
+from celery.platforms import EX_OK
 from celery.signals import worker_shutting_down
+from celery.worker import state
 
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
@@ -60,8 +64,10 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 Drain(),
                 Lanes(self._ranks),
             )
+
             self._on_shutdown = lambda **_: fleet.drain.begin("the worker stops", settings.drain_s)
             worker_shutting_down.connect(self._on_shutdown)
+            leave_early(fleet.drain, settings.drain_s)
             sweep_spool(settings)
             worker.app.fleet = fleet
             if unknown := set(settings.preload) - set(fleet.catalog):
@@ -92,6 +98,22 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Shown by `celery inspect stats` and in Flower."""
         about: dict[str, Any] = worker.app.fleet.announcement()
         return about
+
+
+def leave_early(drain: Drain, drain_s: float) -> None:
+    """SIGQUIT, or a second Ctrl-C: the jobs go back to the queue at once.
+
+    Celery's own handlers cancel requests, which a pool of threads can't: they end in a traceback,
+    with the jobs running on and nobody to listen to a cancel.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        first = number == signal.SIGINT and not drain.begun
+        drain.begin("the worker stops", drain_s if first else 0)
+        state.should_stop = EX_OK
+
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, leave)
 
 
 def leave_queue(worker: Any) -> None:

@@ -1,0 +1,77 @@
+"""The worker's process by itself: what its clock does to it, and how it leaves."""
+
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import libfaketime
+import pytest
+
+from jobs.record import JobState
+from tests.conftest import Server, alive, until
+from tests.fixtures.worker import LoneWorker
+
+DAY_S = 86400
+Start = Callable[..., LoneWorker]
+
+
+@pytest.fixture
+def start(valkey: Server, models_dir: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts a worker with what else it is to see."""
+    started = []
+
+    def start(**environment: str) -> LoneWorker:
+        prefix = f"lone-{secrets.token_hex(4)}"
+        own = {"FLEET_REDIS_URL": valkey.url, "FLEET_KEY_PREFIX": prefix}
+        short = {"FLEET_LEASE_S": "4", "FLEET_REAP_S": "0.5"}
+        started.append(LoneWorker(tmp_path, models_dir, **own, **short, **environment))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_clock_that_jumps_costs_nothing(start: Start, tmp_path: Path) -> None:
+    clock = tmp_path / "offset"
+    clock.write_text("+0")
+    vendored = Path(libfaketime.__file__).parent / "vendor" / "libfaketime" / "src"
+    worker = start(
+        LD_PRELOAD=str(vendored / "libfaketime.so.1"),
+        FAKETIME_TIMESTAMP_FILE=str(clock),
+        FAKETIME_NO_CACHE="1",
+        DONT_FAKE_MONOTONIC="1",  # as in life: nobody sets that one
+    )
+    for offset_s in (DAY_S, -2 * DAY_S):
+        id = worker.submit("sleeps", num_inference_steps=100)
+        worker.wait_running(id)
+        clock.write_text(f"{offset_s:+d}")
+        job = worker.wait(id)
+        assert job.state is JobState.SUCCEEDED and len(job.attempts) == 1
+    day = time.strftime("%Y-%m-%d", time.localtime(time.time() - 2 * DAY_S))
+    assert day in worker.log.read_text(), "it did jump"
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGQUIT], [signal.SIGINT] * 2], ids=["SIGQUIT", "Ctrl-C twice"]
+)
+def test_whoever_has_no_patience_gets_the_job_put_back_and_nothing_left(
+    start: Start, signals: list[signal.Signals]
+) -> None:
+    worker = start()
+    id = worker.submit("sleeps", num_inference_steps=500)
+    worker.wait_running(id)
+    family = worker.family()
+    for number in signals:
+        worker.process.send_signal(number)
+        time.sleep(0.5)
+    assert worker.process.wait(30) == 0
+    until(lambda: not alive(family), 15)
+    job = worker.store.get(id)
+    assert job is not None and job.state is JobState.QUEUED
+    (attempt,) = job.attempts
+    assert attempt.error is not None and attempt.error["code"] == "interrupted"
+    assert worker.store.workers.alive() == {}
