@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ class Site:
             "FLEET_STALL_S": "5",
             "FLEET_DRAIN_S": "2",
         }
+        self._data = str(data)
         self.supervisor = Supervisor(environment, data / "logs")
         self.seen: dict[int, psutil.Process] = {}
         valkey, weed = servers.valkey(data / "valkey"), servers.seaweedfs(data / "seaweedfs")
@@ -89,11 +91,19 @@ class Site:
         self.proxy.close()
         left: list[psutil.Process] = []
         for _ in range(GONE_S):  # a child looks once a second whether its parent lives
-            left = [p for p in self.seen.values() if p.is_running() and p.status() != "zombie"]
+            known = [*self.seen.values(), *self._strays()]
+            left = [p for p in known if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
             if not left:
                 break
             time.sleep(1)
         return left
+
+    def _strays(self) -> Iterator[psutil.Process]:
+        """Of this site, whoever is their parent by now."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(self._data in value for value in process.environ().values()):
+                    yield process
 
     def processes(self, word: str) -> list[psutil.Process]:
         found = []

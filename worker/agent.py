@@ -16,7 +16,7 @@ import time
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from worker.lifeline import die_with_parent
+from worker.lifeline import IMPORTED_BY, die_with_parent
 
 # Not diffusers: importing it asks for CUDA, and a forked child can't use CUDA after that.
 PRELOAD = [
@@ -39,7 +39,7 @@ QUICK_DEATH_S = 5
 
 def start_rank(socket_path: str, incarnation: int) -> None:
     """Runs in each rank. It is started by name: nothing outside worker/rank imports worker/rank."""
-    die_with_parent()
+    die_with_parent(IMPORTED_BY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.argv = ["worker.rank", socket_path, str(incarnation)]
     runpy.run_module("worker.rank", run_name="__main__", alter_sys=True)
