@@ -119,11 +119,15 @@ def submit_all(client: Client, cases: list[Case]) -> None:
                 time.sleep(0 if each.refused else 0.5)
 
 
+def age_s(each: Case) -> float:
+    return time.monotonic() - each.born
+
+
 def look(client: Client, each: Case) -> None:
     if each.id is None or each.over:
         return
     try:
-        due = time.monotonic() > each.born + each.cancel_after_s
+        due = age_s(each) > each.cancel_after_s
         if each.kind == "canceled" and due and not each.cancel_sent:
             client.call("POST", f"/v1/jobs/{each.id}/cancel")
             each.cancel_sent = True
@@ -131,6 +135,7 @@ def look(client: Client, each: Case) -> None:
     except ApiError:
         return
     each.seqs.append(job["seq"])
+    each.seen = f"{job['status']} {job['progress']['stage']} after {age_s(each):.0f} s"
     if job["status"] in FINAL:
         each.job = job
 

@@ -31,7 +31,7 @@ class Site:
         models = data / "models"
         make = [sys.executable, "-m", "tests.fixtures.tiny_more", str(models)]
         subprocess.run(make, check=True, cwd=ROOT)
-        for name in ("dies", "hangs", "oom"):
+        for name in ("dies", "hangs", "oom", "sleeps"):
             (models / name).mkdir()
         environment = {
             **os.environ,

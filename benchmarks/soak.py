@@ -27,7 +27,7 @@ from jobs.settings import load_settings
 from worker.group import Group
 
 GROWTH, SPARE_BYTES = 0.1, 20e6
-WAITING = 6  # jobs in the queue at any time
+WAITING, PACE_S = 6, 1.0  # jobs that are not over; between two new ones
 EVERY_S = 5
 KINDS = {
     "celery -A worker": "worker",
@@ -66,9 +66,10 @@ def soak(site: Site, seconds: float) -> bool:
     chance, began = random.Random(1), time.monotonic()
     waiting: set[str] = set()
     own: dict[psutil.Process, list[int]] = defaultdict(list)
-    done, canceled, next_look = 0, 0, began + seconds / 5
+    done, canceled, next_job, next_look = 0, 0, began, began + seconds / 5
     while (now := time.monotonic()) < began + seconds:
-        while len(waiting) < WAITING:
+        if len(waiting) < WAITING and now > next_job:
+            next_job = now + PACE_S
             question = {"prompt": f"a {done}", "num_inference_steps": chance.randint(2, 8)}
             job = site.client.call(
                 "POST", "/v1/jobs", json={**chance.choice(ASKED), "input": question}

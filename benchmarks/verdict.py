@@ -44,6 +44,7 @@ class Case:
     born: float = 0.0
     cancel_sent: bool = False
     seqs: list[int] = field(default_factory=list)
+    seen: str = "never"  # when it was last looked at: its state
     job: dict[str, Any] | None = None
 
     @property
@@ -88,7 +89,7 @@ def lives(case: Case) -> Iterator[str]:
             yield "refused"
         return
     if case.job is None:
-        yield "lost or stuck"
+        yield f"lost or stuck; seen {case.seen}"
         return
     if case.seqs != sorted(case.seqs):
         yield f"seq went back: {case.seqs}"
