@@ -9,7 +9,13 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from jobs.errors import Problem, RequestError, StorageUnavailable, StoreUnavailable
+from jobs.errors import (
+    Problem,
+    RequestError,
+    StorageUnavailable,
+    StoreFull,
+    StoreUnavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +83,9 @@ def _away(error: StoreUnavailable | StorageUnavailable) -> Response:
     logger.warning("%s: %s", g.request_id, error)
     code = "broker_unavailable" if isinstance(error, StoreUnavailable) else "storage_unavailable"
     what = "queue" if isinstance(error, StoreUnavailable) else "object storage"
-    return problem(503, code, f"The {what} does not answer; try again.", retryable=True)
+    full = isinstance(error, StoreFull)
+    says = "has no room for new jobs" if full else "does not answer"
+    return problem(503, code, f"The {what} {says}; try again.", retryable=True)
 
 
 def _too_large(error: RequestEntityTooLarge) -> Response:

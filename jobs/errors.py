@@ -14,6 +14,7 @@ FleetError
 │   ├── KeyReused                422
 │   └── QueueFull                429, ask again later
 ├── StoreUnavailable             Redis is away
+│   └── StoreFull                its memory is nearly full: new jobs are refused
 ├── StorageUnavailable           the object storage is away
 ├── LeaseLost                    another attempt owns the job now: stop, publish nothing
 └── JobError                     a job's end, or the end of one attempt
@@ -104,6 +105,10 @@ class KeyReused(RequestError):
 
 
 class StoreUnavailable(FleetError):
+    pass
+
+
+class StoreFull(StoreUnavailable):
     pass
 
 

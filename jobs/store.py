@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from jobs.connection import away, connect
-from jobs.errors import KeyReused, LeaseLost, Poisoned, QueueFull, StoreUnavailable, WorkerLost
+from jobs.errors import KeyReused, LeaseLost, Poisoned, QueueFull, StoreFull, WorkerLost
 from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
 from jobs.request import JobRequest, Parallel
 from jobs.workers import Workers
@@ -99,7 +99,7 @@ class JobStore:
         if created == -2:
             raise QueueFull(f"{id} jobs are waiting already.")
         if created == -3:
-            raise StoreUnavailable("Redis has hardly any memory left.")
+            raise StoreFull("Redis has hardly any memory left.")
         if created < 0:
             raise KeyReused("This Idempotency-Key came before with another request.")
         return id, bool(created)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import redis
 
 from jobs.catalog import Catalog
 from jobs.parse import parse_request
@@ -209,6 +210,34 @@ def test_a_worker_killed_while_the_storage_is_away_uploads_what_it_left(
     assert job["status"] == "succeeded" and job["attempt"] == 2
     assert len(notes("counts")) == 1, "what was finished on this node is not rendered again"
     workers_ready(fleet)
+
+
+def test_redis_and_storage_away_at_once_for_longer_than_a_lease(
+    fleet: RunningFleet, notes: Notes
+) -> None:
+    id = fleet.submit("counts", num_inference_steps=30)
+    fleet.wait_running(id, 0.1)
+    with frozen(pid(fleet, "weed")), frozen(pid(fleet, "valkey-server")):
+        time.sleep(8)
+    job = until(lambda: _final(fleet, id))
+    assert job["status"] == "succeeded" and job["attempt"] == 1
+    assert len(notes("counts")) == 1 and len(job["outputs"]) == 1
+
+
+def test_a_full_redis_is_503_with_its_own_words(fleet: RunningFleet) -> None:
+    url = next(line.split()[1] for line in fleet.lines if line.startswith("valkey"))
+    id = fleet.submit("sleeps", num_inference_steps=60)
+    fleet.wait_running(id)
+    with redis.Redis.from_url(url) as direct:
+        direct.config_set("maxmemory", int(direct.info("memory")["used_memory"] * 1.05))
+        try:
+            question = {"model": "counts", "input": {"prompt": "x"}}
+            answer = fleet.http.post("/v1/jobs", json=question)
+        finally:
+            direct.config_set("maxmemory", 0)
+    assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
+    assert "no room for new jobs" in answer.json()["detail"]
+    assert fleet.wait(id)["status"] == "succeeded", "what runs goes on"
 
 
 def test_a_frozen_worker_that_wakes_after_its_lease_publishes_nothing(

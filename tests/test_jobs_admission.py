@@ -9,7 +9,7 @@ import redis
 
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog
-from jobs.errors import QueueFull, StoreUnavailable
+from jobs.errors import QueueFull, StoreFull
 from jobs.settings import Settings
 from jobs.store import JobStore
 from tests.conftest import Server
@@ -42,7 +42,7 @@ def test_new_jobs_are_refused_before_redis_refuses_what_running_ones_write(
     with redis.Redis.from_url(valkey.url) as direct:
         direct.config_set("maxmemory", int(direct.info("memory")["used_memory"] * 1.05))
         try:
-            with pytest.raises(StoreUnavailable, match="hardly any memory"):
+            with pytest.raises(StoreFull, match="hardly any memory"):
                 store.submit(ask(catalog))
             assert store.renew(mine, progress={"value": 0.5}) is False
         finally:
@@ -61,6 +61,10 @@ def test_a_worker_whose_disk_is_full_takes_no_jobs_and_says_so(
         parts = (catalog, store, ArtifactStorage(settings), group, Drain(), Lanes(1))
         fleet = Fleet("w", settings, *parts)
         assert fleet.refusing is None and fleet.idle
+        fleet.spool_full()
+        assert fleet.refusing == "its spool took no more" and not fleet.idle
+        fleet.full_until = 0
+        assert fleet.idle
         fleet.settings = replace(settings, spool_free_bytes=2**60)
         assert not fleet.idle
         assert str(fleet.announcement()["draining"]).startswith("its spool has")
