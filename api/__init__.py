@@ -4,7 +4,8 @@ import sys
 
 from flask import Flask
 
-from api import errors, health, jobs, models, workers
+from api import errors, events, health, jobs, models, workers
+from api.follower import Follower
 from api.services import Services
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
@@ -20,18 +21,15 @@ def create_app() -> Flask:
     """Settings come from the environment; a bad one ends the process with a sentence."""
     try:
         settings = load_settings()
+        limits = (settings.max_queued, settings.max_queued_per_tenant)
+        store = JobStore(settings.redis_url, settings.key_prefix, settings.lease_s, *limits)
         services = Services(
             settings,
             load_catalog(settings.models),
-            JobStore(
-                settings.redis_url,
-                settings.key_prefix,
-                settings.lease_s,
-                settings.max_queued,
-                settings.max_queued_per_tenant,
-            ),
+            store,
             ArtifactStorage(settings),
             make_app(settings),
+            Follower(store.events, settings.max_streams),
         )
     except SettingsError as error:
         print(error, file=sys.stderr)
@@ -40,6 +38,6 @@ def create_app() -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["fleet"] = services
     errors.register(app)
-    for blueprint in (jobs.blueprint, models.blueprint, workers.blueprint, health.blueprint):
-        app.register_blueprint(blueprint)
+    for part in (jobs, events, models, workers, health):
+        app.register_blueprint(part.blueprint)
     return app

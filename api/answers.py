@@ -6,6 +6,7 @@ from typing import Any
 from flask import url_for
 
 from api.services import services
+from jobs.errors import NotFound
 from jobs.images import shown
 from jobs.record import Artifact, Attempt, Job, JobState
 
@@ -34,9 +35,22 @@ def job_answer(job: Job) -> dict[str, Any]:
         "plan": job.plan,
         "urls": {
             "get": url_for("jobs.get", id=job.id, _external=True),
+            "events": url_for("events.events", id=job.id, _external=True),
             "cancel": url_for("jobs.cancel", id=job.id, _external=True),
         },
     }
+
+
+def known_job(id: str) -> Job:
+    """Raises: NotFound."""
+    job = services().store.get(id)
+    if job is None:
+        raise unknown(id)
+    return job
+
+
+def unknown(id: str) -> NotFound:
+    return NotFound(f"There is no job {id[:80]!r}.")
 
 
 def _asked(request: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify, redirect, request, send_file, ur
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.wrappers import Response as BaseResponse
 
-from api.answers import job_answer
+from api.answers import job_answer, known_job, unknown
 from api.services import services
 from jobs.errors import (
     InvalidRequest,
@@ -42,7 +42,7 @@ def create() -> Response:
 @blueprint.post("/<id>/retry")
 def retry(id: str) -> Response:
     """A new job that asks for the same, seed and all. The old one stays as it ended."""
-    job = _job(id)
+    job = known_job(id)
     if request.get_data():
         raise InvalidRequest("A retry asks for the same: it takes no body yet.")
     if not job.state.final:
@@ -81,7 +81,7 @@ def _submitted(asked: JobRequest, warnings: list[str], said: str, retry_of: str 
 @blueprint.get("/<id>")
 def get(id: str) -> Response:
     """With `Prefer: wait=N` it answers at the next change of status, at the latest after N s."""
-    wait_s, before = _wait_s(), _job(id)
+    wait_s, before = _wait_s(), known_job(id)
     job = _wait(id, wait_s, lambda job: job.state.final or job.status != before.status)
     response = _applied(jsonify(job_answer(job)), wait_s)
     response.set_etag(f"{job.id}-{job.seq}")
@@ -118,21 +118,21 @@ def dead() -> Response:
 def cancel(id: str) -> Response:
     """Again and again, if you like: the answer is the job as it stands."""
     if not services().store.cancel(id):
-        raise _unknown(id)
-    return jsonify(job_answer(_job(id)))
+        raise unknown(id)
+    return jsonify(job_answer(known_job(id)))
 
 
 @blueprint.delete("/<id>")
 def delete(id: str) -> tuple[str, int]:
     if not services().store.delete(id):
-        raise _unknown(id)
+        raise unknown(id)
     return "", 204
 
 
 @blueprint.get("/<id>/outputs/<int:index>")
 def output(id: str, index: int) -> BaseResponse:
     """302 to a signed URL, or the bytes where the storage is a folder."""
-    job = _job(id)
+    job = known_job(id)
     if job.state is not JobState.SUCCEEDED:
         if job.state.final:
             raise NotFound(f"Job {id} {job.status}: it has no outputs.")
@@ -198,25 +198,14 @@ def _applied(response: Response, wait_s: int) -> Response:
     return response
 
 
-def _job(id: str) -> Job:
-    job = services().store.get(id)
-    if job is None:
-        raise _unknown(id)
-    return job
-
-
-def _unknown(id: str) -> NotFound:
-    return NotFound(f"There is no job {id[:80]!r}.")
-
-
 def _wait(id: str, wait_s: int, enough: Any) -> Job:
     """Reads the whole record only when its seq has moved."""
     until = time.monotonic() + wait_s
-    job = _job(id)
+    job = known_job(id)
     while not enough(job) and time.monotonic() < until:
         time.sleep(POLL_S)
         if services().store.seq(id) != job.seq:
-            job = _job(id)
+            job = known_job(id)
     return job
 
 

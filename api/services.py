@@ -6,6 +6,7 @@ from typing import cast
 from celery import Celery
 from flask import current_app
 
+from api.follower import Follower
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog
 from jobs.settings import Settings
@@ -19,6 +20,7 @@ class Services:
     store: JobStore
     storage: ArtifactStorage
     celery: Celery
+    follower: Follower
 
 
 def services() -> Services:

@@ -127,7 +127,7 @@ def api(port: int) -> Part:
     command = [
         *(PYTHON, "-m", "gunicorn", "api:create_app()"),
         *("--bind", f"{LOOPBACK}:{port}", "--worker-class", "gthread"),
-        *("--workers", "2", "--threads", "64", "--graceful-timeout", "5"),
+        *("--workers", "2", "--threads", "256", "--graceful-timeout", "5"),
         *("--keep-alive", "75"),  # longer than a client's or a balancer's: they close first
     ]
     return Part("api", command, url, lambda: answers(f"{url}/readyz"))

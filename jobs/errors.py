@@ -12,7 +12,8 @@ FleetError
 │   ├── OutputExpired            410
 │   ├── InvalidRequest           422
 │   ├── KeyReused                422
-│   └── QueueFull                429, ask again later
+│   ├── QueueFull                429, ask again later
+│   └── TooManyStreams           429, ask again later
 ├── StoreUnavailable             Redis is away
 │   └── StoreFull                its memory is nearly full: new jobs are refused
 ├── StorageUnavailable           the object storage is away
@@ -98,6 +99,10 @@ class InvalidRequest(RequestError):
 
 class QueueFull(RequestError):
     status, code, retryable = 429, "queue_full", True
+
+
+class TooManyStreams(RequestError):
+    status, code, retryable = 429, "too_many_streams", True
 
 
 class KeyReused(RequestError):

@@ -45,6 +45,7 @@ class Settings:
     max_queued: int = 100_000  # jobs; more are refused
     max_queued_per_tenant: int = 10_000
     spool_free_bytes: int = 2_000_000_000  # a worker with less takes no jobs
+    max_streams: int = 200  # of events, that one web process keeps open
     max_wait_s: int = 60  # cap of `Prefer: wait`
     max_body_bytes: int = 20_000_000
 
@@ -140,6 +141,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_MAX_QUEUED": ("max_queued", _number(int, 1, 10_000_000)),
     "FLEET_MAX_QUEUED_PER_TENANT": ("max_queued_per_tenant", _number(int, 1, 10_000_000)),
     "FLEET_SPOOL_FREE_BYTES": ("spool_free_bytes", _number(int, 0, 2**60)),
+    "FLEET_MAX_STREAMS": ("max_streams", _number(int, 0, 10_000)),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),
 }

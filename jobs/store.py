@@ -14,6 +14,7 @@ import redis
 
 from jobs.connection import away, connect
 from jobs.errors import KeyReused, LeaseLost, Poisoned, QueueFull, StoreFull, WorkerLost
+from jobs.events import Events
 from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
 from jobs.request import JobRequest, Parallel
 from jobs.workers import Workers
@@ -47,6 +48,7 @@ class JobStore:
         self._redis = connect(url)
         self._script = self._redis.register_script(_LUA)
         self._prefix = prefix
+        self.events = Events(self._redis, prefix)
         self.workers = Workers(self._redis, prefix)
         self._lease_s = lease_s
         self._limits = max_queued, max_queued_per_tenant
