@@ -32,6 +32,8 @@ KINDS = {
     **{"poison": 2, "oom": 2, "hangs": 2},
 }
 
+ASLEEP_S = 24  # the longest that a fault has somebody sleep, and a little
+
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -39,10 +41,11 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--faults", type=int, default=150, help="at most; then it may end")
     options.add_argument("--every", type=float, nargs=2, default=(1.0, 3.0), metavar="S")
+    options.add_argument("--storage", choices=["s3", "file"], default="s3")
     options.add_argument("--bound-s", type=float, default=180, help="for the end, after them")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as data:
-        site = Site(Path(data))
+        site = Site(Path(data), s3=asked.storage == "s3")
         try:
             good = storm(site, asked)
         finally:
@@ -53,8 +56,11 @@ def main() -> None:
 
 def storm(site: Site, asked: argparse.Namespace) -> bool:
     chance = random.Random(asked.seed)
-    cases = [case(chance) for _ in range(asked.jobs)]
+    kinds = chance.sample(list(KINDS), len(KINDS))  # one of each first
+    kinds += chance.choices(list(KINDS), list(KINDS.values()), k=asked.jobs)
+    cases = [case(chance, kind) for kind in kinds[: asked.jobs]]
     lottery = [name for name, (tickets, _) in FAULTS.items() for _ in range(tickets)]
+    first = chance.sample(list(FAULTS), len(FAULTS))
     # Apart from the jobs' dice: those are thrown by another thread.
     submitting = threading.Thread(target=submit_all, args=(site.client, cases), daemon=True)
     beside = threading.Thread(target=send_all, args=(asked.jobs, site.broker), daemon=True)
@@ -67,7 +73,8 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
     while time.monotonic() < last + asked.bound_s:
         now = time.monotonic()
         if tried < asked.faults and now >= next_at:
-            name, dice = chance.choice(lottery), random.Random(chance.random())
+            name = first.pop() if first else chance.choice(lottery)
+            dice = random.Random(chance.random())
             with contextlib.suppress(psutil.NoSuchProcess, redis.RedisError):  # gone already
                 faults[name] += FAULTS[name][1](site, dice)
             tried += 1
@@ -78,17 +85,20 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
         if not submitting.is_alive() and all(each.over for each in cases):
             break
         time.sleep(0.2)
-    while not site.ready() and time.monotonic() < last + asked.bound_s:
+    whole = False
+    while not whole and time.monotonic() < last + asked.bound_s:
         time.sleep(0.5)
+        whole = site.ready()
+    time.sleep(max(0, last + ASLEEP_S - time.monotonic()))  # who sleeps may publish when it wakes
     print(f"seed {asked.seed}: {asked.jobs} jobs, {time.monotonic() - began:.0f} s, ", end="")
     print(f"{time.monotonic() - last:.0f} s of them after the last of {faults.total()} faults")
     print_table(cases, faults)
     print(f"  {verdict(asked.jobs, site.broker, site.published)}")
-    return check(cases, site.client, site.environment)
+    print(f"  the fleet is{'' if whole else ' NOT'} whole again")
+    return check(cases, site.client, site.environment) and whole
 
 
-def case(chance: random.Random) -> Case:
-    kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+def case(chance: random.Random, kind: str) -> Case:
     model = {"poison": "dies", "oom": "oom", "hangs": "hangs"}.get(
         kind, chance.choice(["tiny-video", "tiny-image"])
     )
@@ -101,6 +111,7 @@ def case(chance: random.Random) -> Case:
         question["prompt"], body["parallel"] = "always", {"ulysses": 2}
     if kind == "deadline":
         body["deadline_s"] = chance.choice([1, 3, 10])
+        body["priority"] = "high"  # or it would pass in the queue
     if kind == "invalid":
         question["num_inference_steps"] = -1
     return Case(kind, body, f"chaos-{chance.getrandbits(64):x}", chance.uniform(0, 20))
@@ -128,9 +139,8 @@ def look(client: Client, each: Case) -> None:
         return
     try:
         due = age_s(each) > each.cancel_after_s
-        if each.kind == "canceled" and due and not each.cancel_sent:
-            client.call("POST", f"/v1/jobs/{each.id}/cancel")
-            each.cancel_sent = True
+        if each.kind == "canceled" and due and not each.cancel_answer:
+            each.cancel_answer = client.call("POST", f"/v1/jobs/{each.id}/cancel")
         job = client.job(each.id)
     except ApiError:
         return

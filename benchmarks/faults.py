@@ -61,11 +61,10 @@ def full_disk(seconds: float) -> Fault:
         ranks = site.ranks()
         if not ranks:
             return False
-        agents = {rank.pid: rank.parents()[1].pid for rank in ranks}
-        agent = chance.choice(sorted(set(agents.values())))
-        hit = [rank for rank in ranks if agents[rank.pid] == agent]
-        bound(hit, 0)
-        threading.Timer(seconds, bound, (hit, unlimited)).start()
+        launchers = {rank.pid: rank.ppid() for rank in ranks}
+        launcher = chance.choice(sorted(set(launchers.values())))
+        bound([rank for rank in ranks if launchers[rank.pid] == launcher], 0)
+        threading.Timer(seconds, lambda: bound(site.ranks(), unlimited)).start()
         return True
 
     return fault

@@ -27,7 +27,7 @@ GONE_S = 10  # from the end of the site to that of its last process
 class Site:
     """The fleet, and what can be done to it."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, s3: bool = True) -> None:
         models = data / "models"
         make = [sys.executable, "-m", "tests.fixtures.tiny_more", str(models)]
         subprocess.run(make, check=True, cwd=ROOT)
@@ -57,9 +57,12 @@ class Site:
             command=[*worker.command[:-1], "second@here"],
             environment={"FLEET_DATA_DIR": str(data / "second")},
         )
-        environment.update(weed.environment, FLEET_REDIS_URL=valkey.url)
-        os.environ.update(weed.environment)  # the verdict reads the storage itself
-        environment.update(FLEET_STORAGE_URL="s3://fleet", FLEET_S3_ENDPOINT=self.proxy.url)
+        environment.update(FLEET_REDIS_URL=valkey.url)
+        if s3:
+            environment.update(weed.environment, FLEET_S3_ENDPOINT=self.proxy.url)
+            os.environ.update(weed.environment)  # the verdict reads the storage itself
+        storage = "s3://fleet" if s3 else (data / "storage").as_uri()
+        environment.update(FLEET_STORAGE_URL=storage)
         # Beside it, with the same broker: what it is compared with.
         self.broker, self.published = valkey.url.removesuffix("/0") + "/1", data / "published"
         environment.update(PLAIN_BROKER=self.broker, PLAIN_PUBLISHED=str(self.published))
@@ -68,7 +71,7 @@ class Site:
             Part(name, [*plain, "-c", "2", "-n", f"{name}@here"], self.broker, lambda: True)
             for name in ("plain-1", "plain-2")
         ]
-        for part in (valkey, weed, api, worker, second, *beside):
+        for part in (valkey, *([weed] if s3 else []), api, worker, second, *beside):
             self.supervisor.start(part)
         self.environment, self.redis_url = environment, valkey.url
         self.client = Client(api.url, timeout_s=5)
@@ -117,9 +120,10 @@ class Site:
         return found
 
     def ranks(self) -> list[psutil.Process]:
-        """The leaves below the agents."""
-        leaves = self.processes("forkserver")
-        return [p for p in leaves if not p.children()]
+        """What the agents' forkservers have forked."""
+        family = self.processes("forkserver")
+        pids = {p.pid for p in family}
+        return [p for p in family if p.ppid() in pids]
 
     def ready(self) -> bool:
         try:

@@ -28,7 +28,18 @@ MAY = {
     "oom": {"failed"},
     "hangs": {"failed"},
 }
-HIT = {"rank_died", "rank_hung", "poisoned"}
+FAULTY = {"rank_died", "rank_hung", "poisoned"}  # a job that was hit too often
+CODES = {
+    "plain": FAULTY,
+    "canceled": FAULTY,
+    "deadline": {*FAULTY, "deadline_exceeded"},
+    "poison": FAULTY,
+    "hangs": FAULTY,
+    "oom": {*FAULTY, "out_of_memory"},
+}
+# Three faults of its group, or three lost workers: five of both at most.
+HITS = range(3, 6)
+COUNTED = {"rank_died", "rank_hung", "worker_lost", "out_of_memory"}
 
 
 @dataclass
@@ -42,7 +53,7 @@ class Case:
     id: str | None = None
     refused: bool = False
     born: float = 0.0
-    cancel_sent: bool = False
+    cancel_answer: dict[str, Any] | None = None
     seqs: list[int] = field(default_factory=list)
     seen: str = "never"  # when it was last looked at: its state
     job: dict[str, Any] | None = None
@@ -74,6 +85,7 @@ def check(cases: list[Case], client: Client, environment: dict[str, str]) -> boo
     wrong = [f"{case.kind} {case.id}: {what}" for case in cases for what in lives(case)]
     wrong += published(cases, client, ArtifactStorage(load_settings(environment)))
     wrong += told(cases, environment["FLEET_REDIS_URL"])
+    wrong += listed(cases, client)
     hit = [case for case in cases if case.kind == "plain" and _status(case) == "failed"]
     print(f"  plain jobs that faults hit three times: {len(hit)}")
     for line in wrong:
@@ -96,15 +108,34 @@ def lives(case: Case) -> Iterator[str]:
     status, error = case.job["status"], case.job["error"] or {}
     if status not in MAY.get(case.kind, set()):
         yield f"ended {status}"
-    hits = [a for a in case.job["attempts"] if a["error"] and a["error"]["code"] != "interrupted"]
-    chance = error.get("code") in HIT and len(hits) >= 3
-    if case.kind in ("plain", "canceled") and status == "failed" and not chance:
-        yield f"failed after {len(hits)} faults: {error}"
+    if status == "failed":
+        code, hits = error["code"], [a for a in case.job["attempts"] if _code(a) in COUNTED]
+        if code not in CODES[case.kind]:
+            yield f"failed by {error}"
+        if code in FAULTY and len(hits) not in HITS:
+            yield f"given up after {len(hits)} faults: {error}"
     numbers = [attempt["number"] for attempt in case.job["attempts"]]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"attempts {numbers}"
-    if case.kind in ("poison", "hangs") and not chance:
-        yield f"given up after {len(hits)} faults: {error}"
+    if case.cancel_answer and status == "succeeded":
+        asked = case.cancel_answer
+        if asked["status"] != "succeeded" and asked["progress"]["stage"] != "upload":
+            yield f"succeeded, though it was {asked['status']} at {asked['progress']}"
+
+
+def _code(attempt: dict[str, Any]) -> str:
+    return str((attempt["error"] or {}).get("code"))
+
+
+def listed(cases: list[Case], client: Client) -> list[str]:
+    """Those that faults ended, and no others, are listed as dead."""
+    dead = {job["id"] for job in client.call("GET", "/v1/jobs/dead")["data"]}
+    faulty = {*FAULTY, "out_of_memory"}
+    return [
+        f"{case.id} is{'' if case.id in dead else ' not'} listed as dead"
+        for case in cases
+        if case.job and (case.id in dead) != ((case.job["error"] or {}).get("code") in faulty)
+    ]
 
 
 def published(cases: list[Case], client: Client, storage: ArtifactStorage) -> list[str]:

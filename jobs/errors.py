@@ -30,7 +30,7 @@ FleetError
     ├── Poisoned                 the third WorkerLost of one job
     ├── DeadlineExceeded
     ├── Interrupted              the worker is stopping: tried again, not counted
-    ├── SpoolFull                the node's disk takes no more: tried again, not counted
+    ├── SpoolFailed              a node's disk took no more, or lost it: tried again, later
     └── Internal                 our own fault
 """
 
@@ -186,8 +186,8 @@ class Interrupted(JobError):
     code, retryable = "interrupted", True
 
 
-class SpoolFull(JobError):
-    code, retryable = "spool_full", True
+class SpoolFailed(JobError):
+    code, retryable = "spool_failed", True
 
 
 class Internal(JobError):
@@ -204,7 +204,7 @@ JOB_ERRORS: dict[str, type[JobError]] = {
         RankDied,
         GpuFault,
         RankHung,
-        SpoolFull,
+        SpoolFailed,
         Internal,
     )
 }

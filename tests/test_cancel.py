@@ -1,4 +1,7 @@
-"""A cancel or a passed deadline in each state and stage of a job: the ranks are soon free again."""
+"""A cancel or a passed deadline, wherever the job is in the fleet: the ranks are soon free again.
+
+In the stages that ranks compute: tests/test_worker_group*.py.
+"""
 
 from collections.abc import Callable
 from typing import Any

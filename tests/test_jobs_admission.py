@@ -61,9 +61,9 @@ def test_a_worker_whose_disk_is_full_takes_no_jobs_and_says_so(
         parts = (catalog, store, ArtifactStorage(settings), group, Drain(), Lanes(1))
         fleet = Fleet("w", settings, *parts)
         assert fleet.refusing is None and fleet.idle
-        fleet.spool_full()
-        assert fleet.refusing == "its spool took no more" and not fleet.idle
-        fleet.full_until = 0
+        fleet.spool_failed()
+        assert fleet.refusing == "its spool failed" and not fleet.idle
+        fleet.spool_rests_until = 0
         assert fleet.idle
         fleet.settings = replace(settings, spool_free_bytes=2**60)
         assert not fleet.idle

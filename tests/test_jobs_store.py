@@ -169,6 +169,22 @@ def test_a_zombie_that_wakes_first_keeps_its_job(valkey: Server, request_: JobRe
     assert job is not None and job.attempts[0].error is None
 
 
+def test_a_zombie_whose_first_word_is_its_last_was_not_lost(
+    valkey: Server, request_: JobRequest
+) -> None:
+    store = short(valkey)
+    id, _ = store.submit(request_)
+    mine = claim(store)
+    lose(store)
+    store.finish(mine, JobState.SUCCEEDED)
+    job = store.get(id)
+    assert job is not None and job.state is JobState.SUCCEEDED and job.attempts[0].error is None
+    store.finish(mine, JobState.SUCCEEDED)  # once more: the answer got lost
+    with pytest.raises(LeaseLost):
+        store.finish(mine, JobState.FAILED)
+    assert state(store, id) is JobState.SUCCEEDED
+
+
 def test_the_third_lost_worker_makes_a_job_poisoned(valkey: Server, request_: JobRequest) -> None:
     store = short(valkey)
     id, _ = store.submit(request_)

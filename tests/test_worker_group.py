@@ -24,7 +24,7 @@ from jobs.errors import (
     OutOfMemory,
     RankDied,
     RankHung,
-    SpoolFull,
+    SpoolFailed,
 )
 from jobs.settings import Settings
 from tests.conftest import ROOT, alive, descendants, until
@@ -235,7 +235,7 @@ def test_a_disk_that_takes_no_more_is_a_fault_of_the_node(bench: Bench) -> None:
                 bounds = (limit, resource.RLIM_INFINITY)
                 psutil.Process(pid).rlimit(resource.RLIMIT_FSIZE, bounds)
             if limit == 100:
-                with pytest.raises(SpoolFull, match="File too large"):
+                with pytest.raises(SpoolFailed, match="File too large"):
                     bench.run(model, DEALT)
             else:
                 assert len(bench.run(model, DEALT)) == 1

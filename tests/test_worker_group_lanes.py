@@ -152,7 +152,7 @@ def test_a_cancel_in_a_long_stage_waits_for_its_end_and_kills_nobody(
 
 @pytest.mark.parametrize("plan", [Plan(ulysses=4), Plan()], ids=str)
 def test_a_cancel_ends_a_decoding_before_its_last_picture(
-    pair: tuple[Bench, Bench], plan: Plan
+    pair: tuple[Bench, Bench], plan: Plan, rank_settings: Settings
 ) -> None:
     bench, _ = pair
     asked = {"width": 128, "height": 128, "num_inference_steps": 1, "num_frames": 33}
@@ -164,6 +164,9 @@ def test_a_cancel_ends_a_decoding_before_its_last_picture(
     bench.run("tiny-video", plan, on_event, lane=range(plan.width), **asked)
     assert bench.events[-1] == Ended(canceled=True)
     assert not [event for event in bench.events if isinstance(event, Done)]
+    log = (rank_settings.logs / "rank-0.log").read_text()
+    said = [line for line in log.splitlines() if "canceled at step" in line][-1]
+    assert "stage=vae_decode" in said and said.endswith("step 1"), "not by the stage after it"
     bench.cancel.clear()
     assert len(bench.run("tiny-video", plan, lane=range(plan.width), num_inference_steps=1)) == 1
 

@@ -16,7 +16,7 @@ from jobs.errors import (
     OutOfMemory,
     RankDied,
     RankHung,
-    SpoolFull,
+    SpoolFailed,
 )
 from jobs.parse import parse_request
 from worker.plan import Plan
@@ -149,7 +149,7 @@ def test_replicas_are_aligned_blocks_of_the_lane() -> None:
         Plan(ulysses=0)
 
 
-OOM, DIED = {"code": "out_of_memory"}, {"code": "rank_died"}
+OOM, DIED, FULL = ({"code": code} for code in ("out_of_memory", "rank_died", "spool_failed"))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,11 @@ OOM, DIED = {"code": "out_of_memory"}, {"code": "rank_died"}
         (RankHung("x"), [DIED], Again()),
         (RankHung("x"), [DIED, DIED], GiveUp(dead=True)),
         (Interrupted("x"), [DIED] * 9, Again(counted=False)),
-        (SpoolFull("x"), [DIED] * 9, Again(counted=False)),
+        (SpoolFailed("x"), [DIED] * 2, Again(delay_s=5)),
+        (SpoolFailed("x"), [FULL] * 3, Again(delay_s=40)),
+        (SpoolFailed("x"), [FULL] * 8, Again(delay_s=300)),
+        (SpoolFailed("x"), [FULL] * 9, GiveUp(dead=True)),
+        (RankDied("x"), [FULL] * 5 + [DIED], Again()),
         (Internal("x"), [], GiveUp(dead=True)),
     ],
 )

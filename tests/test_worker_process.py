@@ -55,6 +55,16 @@ def test_a_clock_that_jumps_costs_nothing(start: Start, tmp_path: Path) -> None:
     assert day in worker.log.read_text(), "it did jump"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_worker_that_still_starts_leaves_at_once(start: Start, number: signal.Signals) -> None:
+    worker = start()
+    until(lambda: "worker.agent" in " ".join(part for p in worker.family() for part in p.cmdline()))
+    family = worker.family()
+    assert worker.stop(number) == 0
+    until(lambda: not alive(family), 15)
+    assert "ready." not in worker.log.read_text(), "it had not started"
+
+
 @pytest.mark.parametrize(
     "signals", [[signal.SIGQUIT], [signal.SIGINT] * 2], ids=["SIGQUIT", "Ctrl-C twice"]
 )

@@ -4,13 +4,13 @@ import logging
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from types import FrameType
 from typing import Any
 
 from celery import bootsteps
 from celery.platforms import EX_OK
-from celery.signals import worker_shutting_down
 from celery.worker import state
 
 from jobs.artifacts import ArtifactStorage
@@ -64,10 +64,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 Drain(),
                 Lanes(self._ranks),
             )
-
-            self._on_shutdown = lambda **_: fleet.drain.begin("the worker stops", settings.drain_s)
-            worker_shutting_down.connect(self._on_shutdown)
-            leave_early(fleet.drain, settings.drain_s)
+            started = threading.Event()
+            leave_on_signal(fleet.drain, settings.drain_s, started)
             sweep_spool(settings)
             worker.app.fleet = fleet
             if unknown := set(settings.preload) - set(fleet.catalog):
@@ -87,6 +85,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         except StoreUnavailable as error:
             logger.warning("%s", error)
         self._reaper.start()
+        started.set()
 
     def stop(self, worker: Any) -> None:
         self._reaper.stop()
@@ -100,19 +99,25 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
         return about
 
 
-def leave_early(drain: Drain, drain_s: float) -> None:
-    """SIGQUIT, or a second Ctrl-C: the jobs go back to the queue at once.
+def leave_on_signal(drain: Drain, drain_s: float, started: threading.Event) -> None:
+    """SIGTERM and Ctrl-C: running jobs have drain_s seconds. SIGQUIT and a second Ctrl-C: they go
+    back to the queue at once. Before `started` there is nothing to wait for.
 
-    Celery's own handlers cancel requests, which a pool of threads can't: they end in a traceback,
-    with the jobs running on and nobody to listen to a cancel.
+    In place of celery's handlers, which cancel requests at SIGQUIT. A pool of threads can't: that
+    ends in a traceback, with the jobs running on and nobody to listen to a cancel.
     """
+    came: set[int] = set()
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        first = number == signal.SIGINT and not drain.begun
-        drain.begin("the worker stops", drain_s if first else 0)
+        if not started.is_set():
+            raise SystemExit(EX_OK)
+        hasty = number == signal.SIGQUIT or (number == signal.SIGINT and number in came)
+        came.add(number)
+        logger.warning("%s: the worker stops", signal.Signals(number).name)
+        drain.begin("the worker stops", 0 if hasty else drain_s)
         state.should_stop = EX_OK
 
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, leave)
 
 

@@ -20,7 +20,7 @@ from worker.planner import Room
 logger = logging.getLogger(__name__)
 
 FAULTS_S = 600  # how long a GPU's fault is remembered
-FULL_S = 30  # for how long a spool that took no more is given no more
+SPOOL_RESTS_S = 30  # for so long a spool that took no more is given no more
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Fleet:
     lanes: Lanes
     start: str = field(default_factory=lambda: secrets.token_hex(8))  # one life of its name
     heard: float = field(default_factory=time.monotonic)  # when the last hint came
-    full_until: float = 0.0  # when the spool is tried again
+    spool_rests_until: float = 0.0  # when the spool is tried again
     _gpu_faults: dict[str, float] = field(default_factory=dict)  # job -> when
 
     @property
@@ -55,7 +55,7 @@ class Fleet:
             return f"its spool can't be used: {error.strerror}"
         if free < self.settings.spool_free_bytes:
             return f"its spool has {free / 1e9:.2g} GB left"
-        return "its spool took no more" if time.monotonic() < self.full_until else None
+        return "its spool failed" if time.monotonic() < self.spool_rests_until else None
 
     def loaded(self) -> list[str]:
         """The models that some rank of this worker has in memory."""
@@ -87,9 +87,9 @@ class Fleet:
             "draining": self.refusing,
         }
 
-    def spool_full(self) -> None:
+    def spool_failed(self) -> None:
         """A job found no room for its result: the next ones are for others, for a while."""
-        self.full_until = time.monotonic() + FULL_S
+        self.spool_rests_until = time.monotonic() + SPOOL_RESTS_S
 
     def gpu_fault(self, job: str) -> None:
         """A GPU has failed under this job. Where it was not the job's doing, for others failed here

@@ -80,7 +80,12 @@ class Keeper(threading.Thread):
     def run(self) -> None:
         try:
             while self._stop_at is None:
-                agent = self._start_agent()
+                try:
+                    agent = self._start_agent()
+                except OSError:  # of memory, of files
+                    logger.exception("no agent can be started yet")
+                    time.sleep(1)
+                    continue
                 try:
                     self._attend(agent)
                 except Exception:

@@ -89,7 +89,16 @@ class Lease:
         """Writes the plan, and so asks at once whether the job is still ours and still wanted."""
         self._reach(plan)
 
-    def _reach(self, plan: dict[str, Any] | None = None) -> None:
+    def confirm(self, plan: dict[str, Any]) -> None:
+        """The same, until Redis answers: while it is away the job may be canceled, or another's.
+        Raises: LeaseLost; what check() raises."""
+        while not self._reach(plan):
+            self.check()
+            time.sleep(TICK_S)
+        self.check()
+
+    def _reach(self, plan: dict[str, Any] | None = None) -> bool:
+        """Whether Redis answered."""
         if self._late() or self._drain.over:
             self.stop.set()
         try:
@@ -100,8 +109,10 @@ class Lease:
         except StoreUnavailable as error:
             logger.warning("%s: lease not renewed: %s", self.claim.id, error)
             self._next = time.monotonic() + AWAY_S
+            return False
         if self._cancel:
             self.stop.set()
+        return True
 
     def check(self) -> None:
         """Raises: CancelWished, DeadlineExceeded or Interrupted, if one of them stopped the job."""

@@ -5,6 +5,7 @@ waiting, not rendering again; the next attempt on this node finds it there.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import ArtifactStorage, manifest_key, output_key
+from jobs.errors import SpoolFailed
 from jobs.record import Artifact, Claim
 
 logger = logging.getLogger(__name__)
@@ -47,8 +49,7 @@ class Spool:
             rendered = Rendered(**json.loads(self._list.read_text()))
         except (OSError, ValueError, TypeError):
             return None
-        whole = all(Path(file["path"]).is_file() for file in rendered.files)
-        return rendered if whole else None
+        return rendered if all(map(_whole, rendered.files)) else None
 
     def keep(self, rendered: Rendered) -> None:
         self._job.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,10 +61,22 @@ class Spool:
         shutil.rmtree(self._job, ignore_errors=True)
 
     def clear_attempt(self) -> None:
-        """Only what this attempt wrote: another one may be using the rest."""
+        """Only what this attempt wrote, and what no other one may be publishing by now."""
+        rendered = self.load()
+        if rendered and any(Path(f["path"]).parent == self.folder for f in rendered.files):
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty
             self._job.rmdir()
+
+
+def _whole(file: dict[str, Any]) -> bool:
+    """Whether it is there as it was written: a power cut can leave less."""
+    try:
+        with open(file["path"], "rb") as opened:
+            return bool(hashlib.file_digest(opened, "sha256").hexdigest() == file["sha256"])
+    except OSError:
+        return False
 
 
 def published(storage: ArtifactStorage, job: str) -> Published | None:
@@ -76,10 +89,12 @@ def published(storage: ArtifactStorage, job: str) -> Published | None:
 
 
 def upload(storage: ArtifactStorage, claim: Claim, rendered: Rendered) -> list[Artifact]:
-    """Puts every file at a key of this attempt's own. Raises: StorageUnavailable."""
+    """Puts every file at a key of this attempt's own. Raises: StorageUnavailable, SpoolFailed."""
     artifacts = []
     for file in rendered.files:
         path = Path(file["path"])
+        if not path.is_file():
+            raise SpoolFailed("A result is gone from this node's spool.")
         key = output_key(claim.id, claim.token, file["index"], path.suffix.lstrip("."))
         storage.put(key, path)
         about = {name: value for name, value in file.items() if name != "path"}

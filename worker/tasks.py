@@ -18,7 +18,7 @@ from jobs.errors import (
     JobError,
     LeaseLost,
     OutOfMemory,
-    SpoolFull,
+    SpoolFailed,
     StorageUnavailable,
     StoreUnavailable,
 )
@@ -59,8 +59,8 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
         return None
     if not fleet.group.wait_ready():  # a lost hint is sent again
         return None
-    turn = fleet.lanes.turn(lambda: fleet.drain.begun)
-    if turn is None:  # it has begun to drain meanwhile
+    turn = fleet.lanes.turn(lambda: fleet.refusing is not None)
+    if turn is None:
         pass_on(self.app)
         return None
     with turn, fleet.lanes.counted():
@@ -145,8 +145,7 @@ class Attempt:
         self._tell({"value": UPLOAD, "stage": "upload"})
         began = time.monotonic()
         artifacts = self._lease.insist(lambda: upload(storage, claim, rendered))
-        self._lease.planned(rendered.plan)  # is it still ours, is it still wanted?
-        self._lease.check()
+        self._lease.confirm(rendered.plan)
         metrics = {**rendered.metrics, "upload_s": time.monotonic() - began}
         # Not to be left half-way: a manifest that appears after a cancel would be a lie.
         return self._lease.insist(
@@ -225,7 +224,7 @@ class Attempt:
         try:
             self._spool.keep(rendered)
         except OSError as error:
-            raise SpoolFull(f"The result can't be kept on this node: {error.strerror}.") from None
+            raise SpoolFailed(f"The result can't be kept on this node: {error.strerror}.") from None
         return rendered
 
     def _follow(self, stream: Iterator[Event], meter: Meter) -> None:
@@ -265,16 +264,17 @@ class Attempt:
                 error = reason
         if isinstance(error, GpuFault):
             self._fleet.gpu_fault(claim.id)
-        if isinstance(error, SpoolFull):
-            self._fleet.spool_full()
+        if isinstance(error, SpoolFailed):
+            self._fleet.spool_failed()
         answer = error.answer()
         logger.error("%s: %s: %s", claim.id, error.code, error)
         decision = decide(error, claim.errors)
         if isinstance(decision, Again):
             if not self._spool.load():
                 self._spool.clear_attempt()
-            state = persist(lambda: store.fail(claim, answer, 0, decision.counted))
-            if state is JobState.QUEUED:
+            delay_s, counted = decision.delay_s, decision.counted
+            state = persist(lambda: store.fail(claim, answer, delay_s, counted))
+            if state is JobState.QUEUED and not delay_s:
                 send_hint(self._task.app, store, claim.id)
             return state
         self._spool.clear()

@@ -58,7 +58,11 @@ end
 
 -- id token state artifacts metrics error dead -> 1 done | 0 fenced
 function step.finish(id, token, state, artifacts, metrics, err, dead)
-  if not held(id, token) then return 0 end
+  local h = get(id, 'state', 'token')
+  if h[1] == state and h[2] == token then return 1 end  -- said twice: the answer was lost
+  local now_is = held(id, token)
+  if not now_is then return 0 end
+  if now_is == 'queued' then readopt(id) end
   close_attempt(id, err)
   redis.call('HSET', job(id), 'artifacts', artifacts, 'metrics', metrics)
   if err ~= '' then redis.call('HSET', job(id), 'error', err) end

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 
+import diffusers
 import torch
 import torch.distributed as dist
+import transformers
 
 from jobs.catalog import load_catalog
 from jobs.settings import load_settings
@@ -70,6 +72,9 @@ def sender(connection: socket.socket) -> Callable[[FromRank], None]:
 def main(socket_path: str, incarnation: int) -> None:
     settings = load_settings()
     logs.to_stderr_and_file(settings.logs, int(os.environ["RANK"]))
+    # A bar says nothing in a log, and a load must not fail because that log's disk is full.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     # A rank may wait for a peer that loads a model; the watchdog, not this, finds a hung one.
     timeout = timedelta(seconds=settings.load_timeout_s + 60)
     device = join_group(timeout)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.errors import GpuFault, Internal, JobError, OutOfMemory, RankDied, SpoolFull
+from jobs.errors import GpuFault, Internal, JobError, OutOfMemory, RankDied
 from jobs.request import stored_request
 from worker.plan import Plan
 from worker.protocol import Canceled, Done, Failed, FromRank, Run
@@ -113,8 +113,6 @@ def _named(error: Exception, clean: bool) -> JobError:
     short = ("out of memory", "ALLOC_FAILED")
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in text for w in short):
         return OutOfMemory(f"Rank {dist.get_rank()} ran out of memory.")
-    if memory.disk_fault(error):
-        return SpoolFull(f"Rank {dist.get_rank()}: {text}")
     if memory.gpu_fault(error):
         return GpuFault(f"Rank {dist.get_rank()}: {text}")
     fault = isinstance(error, RuntimeError | OSError)  # of gloo, of a peer

@@ -1,7 +1,6 @@
 """The device of a rank, how much of its memory is in use, and what lies on another one. On CPU: the
 process's memory, and its share of the machine's."""
 
-import errno
 import os
 import resource
 from pathlib import Path
@@ -12,8 +11,6 @@ import torch.distributed as dist
 
 from jobs.errors import Internal
 
-# What says that the disk of this node, not the job, is why a file could not be written.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 GPU_WORDS = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
 
 
@@ -71,11 +68,6 @@ def gpu_fault(error: Exception) -> bool:
         return True
     named = any(word in str(error) for word in GPU_WORDS) and "ALLOC_FAILED" not in str(error)
     return isinstance(error, RuntimeError) and named
-
-
-def disk_fault(error: Exception) -> bool:
-    """Whether the disk of this node takes no more."""
-    return isinstance(error, OSError) and error.errno in DISK
 
 
 def check_devices(pipeline: Any, device: torch.device) -> None:

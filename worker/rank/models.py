@@ -156,7 +156,7 @@ class Models:
         except (torch.OutOfMemoryError, ModelLoadFailed):
             raise
         except Exception as error:
-            if memory.gpu_fault(error) or memory.disk_fault(error):
+            if memory.gpu_fault(error):
                 raise
             logger.exception("%s can't be loaded", spec.id)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,5 +1,6 @@
 """Frames become a file in the spool: PNG, WebP or MP4 (H.264)."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,24 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
-from jobs.errors import RankDied
+from jobs.errors import RankDied, SpoolFailed
 from jobs.request import JobRequest, VideoInput
-from worker.rank.memory import DISK
 
 # x264's bytes depend on it: a fixed number gives the same ones on every machine.
 THREADS = 16
+# The disk, not the picture, is why a file could not be written.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def spooling() -> Iterator[None]:
+    """Raises: SpoolFailed, for a file that the disk does not take."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise SpoolFailed(f"A result can't be kept on this node: {error}.") from None
 
 
 class File:
@@ -30,7 +44,8 @@ class File:
     """
 
     def __init__(self, request: JobRequest, index: int, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with spooling():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / f"{index}.{request.output.format}"
         self._fps = request.input.fps if isinstance(request.input, VideoInput) else None
         self._type = "image" if self._fps is None else "video"
@@ -41,7 +56,8 @@ class File:
         """frames: uint8 [F, H, W, 3]."""
         self._frames, self._shape = self._frames + len(frames), frames.shape[1:3]
         if self._fps is None:
-            Image.fromarray(frames[0]).save(self._path, lossless=True)
+            with spooling():
+                Image.fromarray(frames[0]).save(self._path, lossless=True)
             return
         if self._video is None:
             self._video = _Video(self._path, *self._shape, self._fps)
@@ -98,8 +114,8 @@ class _Video:
         self._waiting.put(frames)
 
     def finish(self) -> None:
-        """Leaves no half a video to be published. Raises: OSError with ffmpeg's last words, and
-        with the number of one of DISK where they name it; RankDied if somebody killed it."""
+        """Leaves no half a video to be published. Raises: OSError with ffmpeg's last words;
+        SpoolFailed; RankDied if somebody killed it."""
         self._waiting.put(None)
         self._feeder.join()
         if not (code := self._process.wait()):
@@ -107,13 +123,11 @@ class _Video:
         self._path.unlink(missing_ok=True)
         self._words.seek(0)
         words = self._words.read().decode(errors="replace")[-300:]
-        if code == -signal.SIGXFSZ:  # how a write past the process's limit of size ends it
-            raise OSError(errno.EFBIG, "ffmpeg")
+        # SIGXFSZ is how a write past the process's limit of size ends it.
+        if code == -signal.SIGXFSZ or os.strerror(errno.ENOSPC) in words:
+            raise SpoolFailed("A video can't be kept on this node: its disk takes no more.")
         if code < 0:
             raise RankDied(f"ffmpeg was ended by signal {-code}.")
-        for number in DISK:
-            if os.strerror(number) in words:
-                raise OSError(number, f"ffmpeg: {words}")
         raise OSError(f"ffmpeg: {words}")
 
     def close(self) -> None:

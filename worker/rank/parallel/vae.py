@@ -50,18 +50,20 @@ def _chunks(
     x = vae.post_quant_conv(latents)
     if shared:
         x = shared.mine(x)
-    for i in range(x.shape[2]):
-        vae._conv_idx = [0]
-        chunk = vae.decoder(
-            x[:, :, i : i + 1],
-            feat_cache=vae._feat_map,
-            feat_idx=vae._conv_idx,
-            first_chunk=i == 0,
-        )
-        if vae.config.patch_size is not None:
-            chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
-        yield chunk.clamp(-1, 1)
-    vae.clear_cache()
+    try:
+        for i in range(x.shape[2]):
+            vae._conv_idx = [0]
+            chunk = vae.decoder(
+                x[:, :, i : i + 1],
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
+                first_chunk=i == 0,
+            )
+            if vae.config.patch_size is not None:
+                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+            yield chunk.clamp(-1, 1)
+    finally:  # gigabytes, that whoever is stopped must not keep
+        vae.clear_cache()
 
 
 class Stripes:
