@@ -67,3 +67,15 @@ def test_a_killed_encoder_is_a_fault_not_the_jobs(tmp_path: Path, catalog: Catal
         encoder.kill()
         with pytest.raises(RankDied, match="signal 9"):
             file.finish()
+
+
+@pytest.mark.parametrize("model", ["tiny-video", "tiny-image"])
+def test_a_spool_that_is_removed_meanwhile_is_no_fault_of_the_job(
+    tmp_path: Path, catalog: Catalog, model: str
+) -> None:
+    request, _ = parse_request({"model": model, "input": {"prompt": "x"}}, catalog)
+    file = outputs.File(request, 0, tmp_path / "spool")
+    (tmp_path / "spool").rmdir()
+    with contextlib.closing(file), pytest.raises(SpoolFailed):
+        file.add(np.zeros((3, 16, 16, 3), np.uint8))
+        file.finish()

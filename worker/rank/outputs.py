@@ -22,17 +22,17 @@ from jobs.request import JobRequest, VideoInput
 
 # x264's bytes depend on it: a fixed number gives the same ones on every machine.
 THREADS = 16
-# The disk, not the picture, is why a file could not be written.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# What ffmpeg says where the disk, not the video, is why there is no file.
+DISK = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT)]
 
 
 @contextlib.contextmanager
 def spooling() -> Iterator[None]:
-    """Raises: SpoolFailed, for a file that the disk does not take."""
+    """Raises: SpoolFailed, for a file that the system does not take."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno is None:  # Pillow's own
             raise
         raise SpoolFailed(f"A result can't be kept on this node: {error}.") from None
 
@@ -67,7 +67,8 @@ class File:
         """Answers the file and what is to be known of it. Raises: OSError."""
         if self._video is not None:
             self._video.finish()
-        data = self._path.read_bytes()
+        with spooling():
+            data = self._path.read_bytes()
         return {
             "path": str(self._path),
             "content_type": f"{self._type}/{self._path.suffix[1:]}",
@@ -124,8 +125,8 @@ class _Video:
         self._words.seek(0)
         words = self._words.read().decode(errors="replace")[-300:]
         # SIGXFSZ is how a write past the process's limit of size ends it.
-        if code == -signal.SIGXFSZ or os.strerror(errno.ENOSPC) in words:
-            raise SpoolFailed("A video can't be kept on this node: its disk takes no more.")
+        if code == -signal.SIGXFSZ or any(reason in words for reason in DISK):
+            raise SpoolFailed(f"A video can't be kept on this node: {words or 'file too large'}")
         if code < 0:
             raise RankDied(f"ffmpeg was ended by signal {-code}.")
         raise OSError(f"ffmpeg: {words}")
