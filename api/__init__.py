@@ -4,7 +4,7 @@ import sys
 
 from flask import Flask
 
-from api import errors, events, health, jobs, models, workers
+from api import batches, errors, events, health, jobs, models, workers
 from api.follower import Follower
 from api.services import Services
 from jobs.artifacts import ArtifactStorage
@@ -38,6 +38,6 @@ def create_app() -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.extensions["fleet"] = services
     errors.register(app)
-    for part in (jobs, events, models, workers, health):
+    for part in (jobs, events, batches, models, workers, health):
         app.register_blueprint(part.blueprint)
     return app

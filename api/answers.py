@@ -19,13 +19,14 @@ def job_answer(job: Job) -> dict[str, Any]:
         "seq": job.seq,
         **_asked(job.request),
         "retry_of": job.retry_of,
+        "batch_id": job.batch,
         "warnings": job.warnings,
         "attempt": len(job.attempts),
         "attempts": [_attempt(a) for a in job.attempts],
-        "created_at": _time(job.created_at),
-        "started_at": _time(job.started_at),
-        "finished_at": _time(job.finished_at),
-        "deadline_at": _time(job.deadline_at),
+        "created_at": time_answer(job.created_at),
+        "started_at": time_answer(job.started_at),
+        "finished_at": time_answer(job.finished_at),
+        "deadline_at": time_answer(job.deadline_at),
         "queue": _queue(job),
         "progress": _progress(job),
         "outputs": [_output(job, a) for a in job.artifacts],
@@ -59,7 +60,7 @@ def _asked(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "input": {**request["input"], **pictures}}
 
 
-def _time(seconds: float | None) -> str | None:
+def time_answer(seconds: float | None) -> str | None:
     """RFC 3339, UTC, milliseconds."""
     if seconds is None:
         return None
@@ -71,8 +72,8 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "number": attempt.number,
         "worker": attempt.worker,
         "plan": attempt.plan,
-        "started_at": _time(attempt.started_at),
-        "ended_at": _time(attempt.ended_at),
+        "started_at": time_answer(attempt.started_at),
+        "ended_at": time_answer(attempt.ended_at),
         "error": attempt.error,
     }
 

@@ -2,30 +2,37 @@
 
 import hashlib
 import json
-import re
 import time
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, redirect, request, send_file, url_for
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.wrappers import Response as BaseResponse
 
 from api.answers import job_answer, known_job, unknown
+from api.asked import (
+    applied,
+    bad_parameter,
+    check_width,
+    choice,
+    cursor,
+    idempotency_key,
+    json_body,
+    limit,
+    wait_s_asked,
+)
 from api.services import services
 from jobs.errors import (
     InvalidRequest,
     JobActive,
-    MalformedJson,
     ModelNotFound,
     NotFound,
     NotReady,
     OutputExpired,
-    Problem,
 )
 from jobs.parse import parse_request
 from jobs.queue import send_hint
 from jobs.record import Job, JobState
-from jobs.request import JobRequest, Parallel, stored_request
+from jobs.request import JobRequest, stored_request
 
 blueprint = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
 
@@ -34,7 +41,7 @@ POLL_S = 0.1
 
 @blueprint.post("")
 def create() -> Response:
-    body = _json_body()
+    body = json_body()
     asked, warnings = parse_request(body, services().catalog)
     return _submitted(asked, warnings, json.dumps(body, sort_keys=True))
 
@@ -56,17 +63,17 @@ def retry(id: str) -> Response:
 def _submitted(asked: JobRequest, warnings: list[str], said: str, retry_of: str = "") -> Response:
     """Records the job, tells a worker, and answers. said: what an idempotency key stands for."""
     fleet = services()
-    _check_width(asked)
+    check_width(asked)
     id, created = fleet.store.submit(
         asked,
         warnings=warnings,
-        key=_idempotency_key(),
+        key=idempotency_key(),
         body_hash=hashlib.sha256(said.encode()).hexdigest(),
         retry_of=retry_of,
     )
     if created:
         send_hint(fleet.celery, fleet.store, id, first=True)
-    wait_s = _wait_s()
+    wait_s = wait_s_asked()
     job = _wait(id, wait_s, lambda job: job.state.final)
     response = jsonify(job_answer(job))
     response.status_code = 200 if wait_s and job.state.final else 202
@@ -75,15 +82,15 @@ def _submitted(asked: JobRequest, warnings: list[str], said: str, retry_of: str 
         response.headers["Idempotent-Replayed"] = "true"
     if not job.state.final:
         response.headers["Retry-After"] = "1"
-    return _applied(response, wait_s)
+    return applied(response, wait_s)
 
 
 @blueprint.get("/<id>")
 def get(id: str) -> Response:
     """With `Prefer: wait=N` it answers at the next change of status, at the latest after N s."""
-    wait_s, before = _wait_s(), known_job(id)
+    wait_s, before = wait_s_asked(), known_job(id)
     job = _wait(id, wait_s, lambda job: job.state.final or job.status != before.status)
-    response = _applied(jsonify(job_answer(job)), wait_s)
+    response = applied(jsonify(job_answer(job)), wait_s)
     response.set_etag(f"{job.id}-{job.seq}")
     response.make_conditional(request)
     return response
@@ -91,18 +98,22 @@ def get(id: str) -> Response:
 
 @blueprint.get("")
 def list_all() -> Response:
-    known = {"status", "limit", "after", "order"}
+    known = {"status", "batch_id", "limit", "after", "order"}
     for name in request.args:
         if name not in known:
-            raise _bad_parameter(name, f"Known are {', '.join(sorted(known))}.")
-    jobs, cursor = services().store.list_jobs(
-        state=_choice("status", [s.value for s in JobState], JobState),
-        limit=_limit(),
-        after=_cursor(),
-        newest_first=_choice("order", ["desc", "asc"], str) != "asc",
+            raise bad_parameter(name, f"Known are {', '.join(sorted(known))}.")
+    if {"status", "batch_id"} <= set(request.args):
+        raise bad_parameter("status", "Not with batch_id: the batch itself counts its states.")
+    jobs, following = services().store.list_jobs(
+        state=choice("status", [s.value for s in JobState], JobState),
+        batch=request.args.get("batch_id", ""),
+        limit=limit(),
+        after=cursor(),
+        newest_first=choice("order", ["desc", "asc"], str) != "asc",
     )
     data = [job_answer(job) for job in jobs]
-    return jsonify({"object": "list", "data": data, "has_more": cursor is not None, "next": cursor})
+    more = following is not None
+    return jsonify({"object": "list", "data": data, "has_more": more, "next": following})
 
 
 @blueprint.get("/dead")
@@ -149,55 +160,6 @@ def output(id: str, index: int) -> BaseResponse:
     return send_file(path, artifact.content_type, conditional=True, etag=artifact.sha256)
 
 
-def _json_body() -> Any:
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send the request as application/json.")
-    data = request.get_data()
-    if len(data) >= services().settings.max_body_bytes:  # sent in chunks, it was cut there
-        raise RequestEntityTooLarge
-    try:
-        body = json.loads(data, parse_constant=_no_constant)
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        return body
-    except (ValueError, RecursionError) as error:
-        raise MalformedJson(f"The body is no JSON: {error}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _check_width(asked: JobRequest) -> None:
-    """An explicit plan that no worker of now could run is refused, not queued for ever."""
-    plan = asked.parallel
-    if not isinstance(plan, Parallel):
-        return
-    refusals = [
-        plan.refused_by(about["size"]) for about in services().store.workers.alive().values()
-    ]
-    if refusals and all(refusals):
-        detail = str(refusals[0])
-        raise InvalidRequest(f"/parallel: {detail}", Problem("/parallel", "plan", detail))
-
-
-def _idempotency_key() -> str:
-    key = request.headers.get("Idempotency-Key", "")
-    if len(key) > 255 or not key.isprintable():
-        raise InvalidRequest("Idempotency-Key: at most 255 printable characters.")
-    return key
-
-
-def _wait_s() -> int:
-    asked = re.search(r"\bwait=([0-9]+)", request.headers.get("Prefer", ""))
-    return min(int(asked[1][:9]), services().settings.max_wait_s) if asked else 0
-
-
-def _applied(response: Response, wait_s: int) -> Response:
-    if wait_s:
-        response.headers["Preference-Applied"] = f"wait={wait_s}"
-    return response
-
-
 def _wait(id: str, wait_s: int, enough: Any) -> Job:
     """Reads the whole record only when its seq has moved."""
     until = time.monotonic() + wait_s
@@ -207,30 +169,3 @@ def _wait(id: str, wait_s: int, enough: Any) -> Job:
         if services().store.seq(id) != job.seq:
             job = known_job(id)
     return job
-
-
-def _bad_parameter(name: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(f"Query parameter {name[:80]!r}: {detail}", Problem("", "query", detail))
-
-
-def _choice(name: str, known: list[str], kind: Any) -> Any:
-    value = request.args.get(name)
-    if value is None:
-        return None
-    if value not in known:
-        raise _bad_parameter(name, f"One of {', '.join(known)}.")
-    return kind(value)
-
-
-def _limit() -> int:
-    text = request.args.get("limit", "20")
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise _bad_parameter("limit", "A whole number from 1 to 100.")
-    return int(text)
-
-
-def _cursor() -> str:
-    text = request.args.get("after", "")
-    if text and not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,20})?/[0-9a-z_]+", text):
-        raise _bad_parameter("after", "The `next` of the page before.")
-    return text

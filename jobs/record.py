@@ -101,6 +101,7 @@ class Job:
     metrics: dict[str, Any]
     error: dict[str, Any] | None
     retry_of: str | None
+    batch: str | None
     cancel_wished: bool
     deleted: bool
 
@@ -161,6 +162,7 @@ def job_from_hash(fields: Mapping[str, str]) -> Job:
         metrics=value("metrics", {}),
         error=value("error", None),
         retry_of=fields.get("retry_of"),
+        batch=fields.get("batch"),
         cancel_wished="cancel" in fields,
         deleted="deleted" in fields,
     )

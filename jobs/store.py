@@ -4,7 +4,7 @@ import json
 import operator
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -12,14 +12,15 @@ from typing import Any
 
 import redis
 
+from jobs.batches import Batches, row
 from jobs.connection import away, connect
 from jobs.errors import KeyReused, LeaseLost, Poisoned, QueueFull, StoreFull, WorkerLost
 from jobs.events import Events
-from jobs.record import PRIORITIES, Artifact, Claim, Job, JobState, job_from_hash
-from jobs.request import JobRequest, Parallel
+from jobs.record import Artifact, Claim, Job, JobState, job_from_hash
+from jobs.request import JobRequest
 from jobs.workers import Workers
 
-_PARTS = ("begin", "api", "worker", "reaper", "end")
+_PARTS = ("begin", "api", "batches", "worker", "reaper", "end")
 _LUA = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in _PARTS)
 _WORKER_LOST = json.dumps(WorkerLost("The worker of this attempt is gone.").answer())
 _POISONED = json.dumps(Poisoned("Three workers were lost while running this job.").answer())
@@ -48,6 +49,7 @@ class JobStore:
         self._redis = connect(url)
         self._script = self._redis.register_script(_LUA)
         self._prefix = prefix
+        self.batches = Batches(self._redis, prefix, self._create)
         self.events = Events(self._redis, prefix)
         self.workers = Workers(self._redis, prefix)
         self._lease_s = lease_s
@@ -77,18 +79,11 @@ class JobStore:
         The record is on disk when this returns, where Redis keeps an append-only file.
         Raises: KeyReused, when `key` came before with another body; QueueFull.
         """
-        plan = request.parallel
-        width = plan.width if isinstance(plan, Parallel) else 1
-        deadline_s = "" if request.deadline_s is None else request.deadline_s
-        args: list[Any] = [
-            "submit",
-            new_id(),
-            request.model_dump_json(),
-            queue,
-            PRIORITIES[request.priority],
-        ]
-        args += [tenant, request.model, request.task, width, deadline_s]
-        args += [json.dumps(warnings or []), key, body_hash, retry_of, *self._limits]
+        new = row(new_id(), request, queue, tenant, warnings)
+        return self._create("submit", [*new, key, body_hash, retry_of])
+
+    def _create(self, step: str, args: list[Any], more: Sequence[Any] = ()) -> tuple[str, bool]:
+        args = [step, *args, *self._limits, *more]
         with self._redis.pipeline(transaction=False) as pipe:
             self._script(keys=[self._prefix], client=pipe, args=args)
             pipe.execute_command("WAITAOF", 1, 0, 500)
@@ -134,12 +129,16 @@ class JobStore:
         self,
         tenant: str = "default",
         state: JobState | None = None,
+        batch: str = "",
         limit: int = 20,
         after: str = "",
         newest_first: bool = True,
     ) -> tuple[list[Job], str | None]:
-        """A page of jobs and the cursor of the next one. after: the cursor of the page before."""
+        """A page of jobs and the cursor of the next one. after: the cursor of the page before.
+        batch, or state: only those."""
         index = self._key(f"jobs:{tenant}:{state}" if state else f"jobs:{tenant}")
+        if batch:
+            index = self._key(f"batch:{batch}:jobs")
         score, _, last = after.partition("/")
         low, high = ("-inf", score or "+inf") if newest_first else (score or "-inf", "+inf")
         start, end = (high, low) if newest_first else (low, high)
@@ -156,7 +155,8 @@ class JobStore:
         with self._redis.pipeline(transaction=False) as pipe:
             for id, _at in page:
                 pipe.hgetall(self._key(f"job:{id}"))
-            jobs = [job_from_hash(f) for f in pipe.execute() if f and "deleted" not in f]
+            found = [f for f in pipe.execute() if f and "deleted" not in f]
+        jobs = [job_from_hash(f) for f in found if f["tenant"] == tenant]
         more = len(rows) > limit
         return jobs, f"{page[-1][1]!r}/{page[-1][0]}" if more else None
 

@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from flask.testing import FlaskClient
 
+import api
 from cli import servers
 from cli.client import FINAL, Client
 from cli.servers import Part
@@ -100,6 +102,23 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def store(valkey: Server) -> JobStore:
     """A store of its own, in the shared Valkey."""
     return JobStore(valkey.url, f"test-{secrets.token_hex(4)}", lease_s=30)
+
+
+@pytest.fixture
+def client(
+    valkey: Server, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> FlaskClient:
+    """An API in this process, with the test's own store and no worker."""
+    settings = {
+        "FLEET_REDIS_URL": valkey.url,
+        "FLEET_KEY_PREFIX": store._prefix,
+        "FLEET_MODELS": str(CATALOG),
+        "FLEET_DATA_DIR": str(tmp_path),
+        "FLEET_MAX_STREAMS": "2",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return api.create_app().test_client()
 
 
 @pytest.fixture(scope="session")

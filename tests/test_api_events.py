@@ -11,10 +11,9 @@ import httpx
 import pytest
 from flask.testing import FlaskClient
 
-import api
 from jobs.catalog import Catalog
 from jobs.store import JobStore
-from tests.conftest import CATALOG, RunningFleet, Server, frozen, until
+from tests.conftest import RunningFleet, frozen, until
 from tests.fixtures.jobs import ask, claim
 
 Event = tuple[str, int, dict[str, Any]]
@@ -69,23 +68,6 @@ def test_who_comes_back_hears_what_is_new_alone(file_fleet: RunningFleet) -> Non
     assert httpx.get(url, headers={"Last-Event-ID": str(again[-1][1])}).status_code == 204
     assert [e[0] for e in stream(file_fleet, id) if e] == ["snapshot"], "of a job that is over"
     assert httpx.get(f"{file_fleet.url}/v1/jobs/job_unknown/events").status_code == 404
-
-
-@pytest.fixture
-def client(
-    valkey: Server, store: JobStore, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> FlaskClient:
-    """An API of this process, with the store of the test."""
-    settings = {
-        "FLEET_REDIS_URL": valkey.url,
-        "FLEET_KEY_PREFIX": store.events._key.removesuffix(":events"),
-        "FLEET_MODELS": str(CATALOG),
-        "FLEET_DATA_DIR": str(tmp_path),
-        "FLEET_MAX_STREAMS": "2",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    return api.create_app().test_client()
 
 
 def test_so_many_streams_and_no_more(

@@ -7,6 +7,15 @@ local function nearly_full()
   return tonumber(most) > 0 and tonumber(used) > FULL * tonumber(most)
 end
 
+-- Why n more jobs can't be recorded, as submit answers it.
+local function no_room(queue, tenant, n, most, most_of_tenant)
+  local waiting = redis.call('ZCARD', P .. 'queued:' .. queue)
+  if waiting + n > tonumber(most) then return {-2, waiting} end
+  waiting = redis.call('ZCARD', P .. 'jobs:' .. tenant .. ':queued')
+  if waiting + n > tonumber(most_of_tenant) then return {-2, waiting} end
+  if nearly_full() then return {-3, ''} end
+end
+
 -- id request queue priority tenant model task ranks deadline_s warnings key body retry_of
 -- most most_of_tenant -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used
 -- otherwise | {-2, n} so many jobs wait already, in all or of this tenant | {-3, ''} no memory is left.
@@ -21,11 +30,8 @@ function step.submit(id, request, queue, priority, tenant, model, task, ranks, d
       return {h[2] == body and 0 or -1, h[1]}
     end
   end
-  local waiting = redis.call('ZCARD', P .. 'queued:' .. queue)
-  if waiting >= tonumber(most) then return {-2, waiting} end
-  waiting = redis.call('ZCARD', P .. 'jobs:' .. tenant .. ':queued')
-  if waiting >= tonumber(most_of_tenant) then return {-2, waiting} end
-  if nearly_full() then return {-3, ''} end
+  local full = most ~= math.huge and no_room(queue, tenant, 1, most, most_of_tenant)
+  if full then return full end
   if key ~= '' then
     redis.call('HSET', idem, 'id', id, 'body', body)
     redis.call('EXPIRE', idem, 86400)

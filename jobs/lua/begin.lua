@@ -5,12 +5,14 @@
 -- job:ID hash        id state seq queue tenant model task priority ranks request warnings created_at
 --                    ready_at started_at finished_at deadline_at fence token worker lease_until plan
 --                    progress attempt:N errors crashes sends cancel deleted artifacts metrics error retry_of
+--                    batch
 -- queued:QUEUE zset  what claim picks from; score = priority, then age, or ready_at if that is to come
 -- send zset          score = when the next hint is due
 -- running zset       score = lease_until
 -- deadlines zset     score = deadline_at, while queued
 -- idem:TENANT:KEY    hash: id, body
 -- wish:ID list       wakes the worker of a running job; the truth is job:ID cancel
+-- batch:ID hash, batch:ID:jobs zset   tenant created_at total; its jobs in order
 -- dead, purge zset   failed for good by faults; deleted, artifacts still to be removed
 -- jobs:TENANT, jobs:TENANT:STATE zset   listing, score = created_at
 -- events stream      every change

@@ -36,9 +36,10 @@ function step.reap(lease, crash_error, poison_error)
 end
 
 function step.purged(id)
-  local h = get(id, 'tenant', 'state')
+  local h = get(id, 'tenant', 'state', 'batch')
   redis.call('ZREM', P .. 'purge', id)
   redis.call('ZREM', P .. 'dead', id)
   if h[1] then redis.call('ZREM', P .. 'jobs:' .. h[1] .. ':' .. h[2], id) end
   redis.call('DEL', job(id))
+  if h[3] then leave_batch(h[3], id) end
 end
