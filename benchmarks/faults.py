@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import resource
+import signal
 import threading
 from collections.abc import Callable
 
@@ -16,11 +17,11 @@ Fault = Callable[[Site, random.Random], bool]  # whether there was anything to h
 Find = Callable[[Site], list[psutil.Process]]
 
 
-def killed(find: Find) -> Fault:
+def killed(find: Find, number: int = signal.SIGKILL) -> Fault:
     def fault(site: Site, chance: random.Random) -> bool:
         victims = find(site)
         if victims:
-            chance.choice(victims).kill()
+            chance.choice(victims).send_signal(number)
         return bool(victims)
 
     return fault
@@ -108,6 +109,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "agent killed": (2, killed(named("worker.agent"))),
     "agent frozen 4 s": (1, frozen(named("worker.agent"), 4)),
     "worker killed": (3, both(killed(workers), killed(plain_workers))),
+    "worker gets SIGTERM": (1, killed(workers, signal.SIGTERM)),
     "worker frozen, wakes in its lease": (1, frozen(workers, LEASE_S / 2)),
     "worker frozen, wakes after its lease": (2, frozen(workers, LEASE_S + 4)),
     "API process killed": (2, killed(named("gunicorn"))),
