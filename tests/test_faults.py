@@ -155,7 +155,7 @@ def test_redis_away_is_503_and_service_returns_by_itself(fleet: RunningFleet, no
         ):
             began = time.monotonic()
             answer = call()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 8
             assert answer.status_code == 503 and answer.json()["code"] == "broker_unavailable"
             assert int(answer.headers["Retry-After"]) > 0
         assert fleet.http.get("/livez").status_code == 200

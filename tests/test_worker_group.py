@@ -150,17 +150,17 @@ def faulty(bench: Bench, kind: type[JobError], model: str, within_s: float) -> N
 
 
 def test_out_of_memory_in_the_collectives_restarts_the_group(bench: Bench) -> None:
-    faulty(bench, OutOfMemory, "oom", 5)
+    faulty(bench, OutOfMemory, "oom", 30)
     assert len(bench.run("tiny-image", TOGETHER)) == 1
 
 
 def test_a_rank_that_dies_is_noticed_and_the_job_can_run_again(bench: Bench, notes: Notes) -> None:
-    faulty(bench, RankDied, "dies", 5)
+    faulty(bench, RankDied, "dies", 30)
     assert len(bench.run("dies", TOGETHER)) == 1
 
 
 def test_a_rank_that_hangs_is_noticed_by_the_step_watchdog(bench: Bench, notes: Notes) -> None:
-    faulty(bench, RankHung, "hangs", 10)
+    faulty(bench, RankHung, "hangs", 45)
     assert len(bench.run("hangs", TOGETHER)) == 1
 
 
@@ -184,7 +184,7 @@ def test_a_rank_frozen_while_idle_is_noticed_however_much_it_is_sent(bench: Benc
     began = time.monotonic()
     with pytest.raises(GroupFault):
         bench.run("counts", DEALT, prompt=["x" * 5000] * 60)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 45
     ready(bench.group)
     assert len(bench.run("tiny-image", TOGETHER)) == 1
 
