@@ -168,11 +168,14 @@ def test_redis_killed_while_a_job_ends(fleet: RunningFleet, notes: Notes) -> Non
     id = fleet.submit("counts", num_inference_steps=40)
     queued = [fleet.submit("counts") for _ in range(3)]
     fleet.wait_running(id, 0.5)
+    worker = pid(fleet, "celery")
     pid(fleet, "valkey-server").kill()
     for each in [id, *queued]:
         job = until(lambda each=each: _final(fleet, each))
         assert job["status"] == "succeeded", job["error"]
     assert len(notes("counts")) == 4
+    fleet.wait(fleet.submit("sleeps", num_inference_steps=60))
+    assert alive([worker]), "with its group and its models"
 
 
 def _final(fleet: RunningFleet, id: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from celery.worker import components
 from jobs.queue import make_app
 from jobs.settings import settings_or_exit
 from worker.bootstep import GroupStep
+from worker.hints import survive_broker
 
 settings = settings_or_exit()
 app = make_app(settings)
@@ -19,5 +20,6 @@ app.conf.update(
     worker_disable_prefetch=False,  # with threads it can stall a worker for ever
     worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease decides, not the broker
 )
+survive_broker()
 app.steps["worker"].add(GroupStep)
 components.Pool.requires = (*components.Pool.requires, GroupStep)
