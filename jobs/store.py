@@ -30,6 +30,10 @@ def _json(value: dict[str, Any] | None) -> str:
     return json.dumps(value) if value else ""
 
 
+def _spaced(names: Collection[str]) -> str:
+    return f" {' '.join(names)} " if names else ""
+
+
 def new_id(kind: str = "job") -> str:
     """Ids sort by time; milliseconds, then chance."""
     return f"{kind}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
@@ -190,13 +194,15 @@ class JobStore:
         ranks: int,
         loaded: Collection[str] = (),
         loaded_elsewhere: Collection[str] = (),
+        known: Collection[str] = (),
     ) -> Claim | None:
         """The next job that `ranks` ranks can run, now ours for a lease; None: nothing to do.
 
         loaded: models that this worker has in memory; loaded_elsewhere: those of workers that are
-        idle. Their jobs come first here, or are left to them, for some seconds.
+        idle. Their jobs come first here, or are left to them, for some seconds. known: the models
+        that this worker can run; all, where none is named.
         """
-        models = [f" {' '.join(names)} " if names else "" for names in (loaded, loaded_elsewhere)]
+        models = map(_spaced, (loaded, loaded_elsewhere, known))
         nonce = secrets.token_hex(4)
         answer = self._step("claim", queue, worker, nonce, self._lease_s, ranks, *models)
         if answer is None:
@@ -206,9 +212,9 @@ class JobStore:
         return Claim(id, token, attempt, request, left, json.loads(errors))
 
     @away
-    def waiting(self, queue: str, ranks: int) -> int:
+    def waiting(self, queue: str, ranks: int, known: Collection[str] = ()) -> int:
         """How many jobs `ranks` ranks could claim now; `ranks` stands for more."""
-        return int(self._step("waiting", queue, ranks, ranks))
+        return int(self._step("waiting", queue, ranks, ranks, _spaced(known)))
 
     @away
     def renew(

@@ -83,3 +83,18 @@ def test_two_claimers_never_share_a_job(store: JobStore, catalog: Catalog) -> No
         claims = list(pool.map(lambda n: store.claim("gpu", f"w{n}", 2), range(60)))
     ids = [c.id for c in claims if c]
     assert len(ids) == len(set(ids)) == 40
+
+
+def test_a_job_of_a_model_that_a_worker_does_not_know_is_for_others(
+    store: JobStore, catalog: Catalog
+) -> None:
+    """As while a fleet gets a new model, node after node."""
+    strange, _ = store.submit(ask(catalog))
+    known, _ = store.submit(ask(catalog, model="tiny-video"))
+    assert store.waiting("gpu", 2, ["tiny-video"]) == 1 and store.waiting("gpu", 2) == 2
+    mine = store.claim("gpu", "old", 2, known=["tiny-video"])
+    assert mine is not None and mine.id == known
+    assert store.claim("gpu", "old", 2, known=["tiny-video"]) is None
+    assert store.waiting("gpu", 2, ["tiny-video"]) == 0
+    theirs = store.claim("gpu", "new", 2, known=["tiny-video", "tiny-image"])
+    assert theirs is not None and theirs.id == strange

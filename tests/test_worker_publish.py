@@ -64,7 +64,7 @@ def test_who_lost_his_lease_leaves_what_another_attempt_may_publish(tmp_path: Pa
 
 def test_a_file_that_is_gone_is_no_fault_of_the_storage(tmp_path: Path) -> None:
     rendered = kept(Spool(tmp_path / "spool", attempt(1)))
-    Path(rendered.files[0]["path"]).unlink()
+    Path(rendered.files[0]["path"]).write_bytes(b"less")
     storage = ArtifactStorage(Settings(storage_url=(tmp_path / "storage").as_uri()))
     with pytest.raises(SpoolFailed, match="gone"):
         upload(storage, attempt(1), rendered)

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog, ModelSpec
+from jobs.record import Claim
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.weights import encoder_bytes, weights_bytes
@@ -69,6 +70,15 @@ class Fleet:
             if name != self.name and about.get("idle") and about["size"] >= self.group.size
         ]
         return {model for worker in others for model in worker.get("loaded", ())}
+
+    def claim(self, queue: str, loaded_elsewhere: set[str]) -> Claim | None:
+        """The next job that this worker can run. Raises: StoreUnavailable."""
+        size, known = self.group.size, list(self.catalog)
+        return self.store.claim(queue, self.name, size, self.loaded(), loaded_elsewhere, known)
+
+    def waiting(self, queue: str) -> int:
+        """How many jobs it could claim now, up to its ranks. Raises: StoreUnavailable."""
+        return self.store.waiting(queue, self.group.size, list(self.catalog))
 
     def announce(self) -> None:
         """Says to the API and to the others that this worker is there. Raises: StoreUnavailable."""

@@ -93,8 +93,8 @@ def upload(storage: ArtifactStorage, claim: Claim, rendered: Rendered) -> list[A
     artifacts = []
     for file in rendered.files:
         path = Path(file["path"])
-        if not path.is_file():
-            raise SpoolFailed("A result is gone from this node's spool.")
+        if not _whole(file):  # it may have waited for long
+            raise SpoolFailed("A result is gone from this node's spool, or is not as it was.")
         key = output_key(claim.id, claim.token, file["index"], path.suffix.lstrip("."))
         storage.put(key, path)
         about = {name: value for name, value in file.items() if name != "path"}

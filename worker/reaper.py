@@ -74,7 +74,7 @@ class Reaper(threading.Thread):
         """Idle while jobs wait: their hints are lost, and an hour is long to wait. Where it hears
         none of those sent here either, the worker has gone deaf: to start anew is what helps."""
         fleet, now = self._fleet, time.monotonic()
-        waiting = self._store.waiting(GPU_QUEUE, fleet.group.size) if fleet.idle else 0
+        waiting = fleet.waiting(GPU_QUEUE) if fleet.idle else 0
         if not waiting:
             self._idle_since = None
             return

@@ -68,8 +68,8 @@ def run(self: Task, queue: str) -> dict[str, Any] | None:
             return None
         try:
             there = fleet.loaded_elsewhere()
-            claim = fleet.store.claim(queue, fleet.name, fleet.group.size, fleet.loaded(), there)
-            left = claim is None and there and fleet.store.waiting(queue, fleet.group.size)
+            claim = fleet.claim(queue, there)
+            left = claim is None and there and fleet.waiting(queue)
         except StoreUnavailable as error:  # the reaper sends the hint again
             logger.warning("no claim: %s", error)
             return None
@@ -196,7 +196,7 @@ class Attempt:
     def _waiting(self) -> int:
         """Other jobs that this group could run now; none, while nobody can tell."""
         try:
-            return self._fleet.store.waiting(GPU_QUEUE, self._fleet.group.size)
+            return self._fleet.waiting(GPU_QUEUE)
         except StoreUnavailable:
             return 0
 

@@ -1,12 +1,14 @@
 -- What a worker does with a job: from the claim to its end.
 
--- queue worker nonce lease ranks here there
+local function has(models, model) return string.find(models, ' ' .. model .. ' ', 1, true) end
+
+-- queue worker nonce lease ranks here there known
 -- -> {id, token, attempt, request, deadline left or '', errors} | nil
 -- By priority, then by age, of those that are ready and fit `ranks`. here, there: the models that
 -- this worker, and an idle one, have in memory, each between spaces. A job whose model is not here
 -- is overtaken by one whose model is, for OVERTAKEN; one whose model is there is left, for LEFT.
-function step.claim(queue, worker, nonce, lease, ranks, here, there)
-  local function has(models, model) return string.find(models, ' ' .. model .. ' ', 1, true) end
+-- known: the models of its catalogue, likewise; '' for all. Others are for others.
+function step.claim(queue, worker, nonce, lease, ranks, here, there, known)
   for priority = 0, 2 do
     local first, deadline_at
     for _, id in ipairs(ready_jobs(queue, priority)) do
@@ -14,7 +16,7 @@ function step.claim(queue, worker, nonce, lease, ranks, here, there)
       local waited = now - tonumber(h[4])
       if h[2] and tonumber(h[2]) <= now then
         move(id, 'expired')
-      elseif tonumber(h[1]) <= tonumber(ranks) then
+      elseif tonumber(h[1]) <= tonumber(ranks) and (known == '' or has(known, h[3])) then
         if has(here, h[3]) or waited > OVERTAKEN then
           first, deadline_at = id, h[2]
           break
@@ -28,12 +30,14 @@ function step.claim(queue, worker, nonce, lease, ranks, here, there)
   end
 end
 
--- queue ranks most -> how many jobs claim would find, counted up to `most`
-function step.waiting(queue, ranks, most)
+-- queue ranks most known -> how many jobs claim would find, counted up to `most`
+function step.waiting(queue, ranks, most, known)
   local found = 0
   for priority = 0, 2 do
     for _, id in ipairs(ready_jobs(queue, priority)) do
-      if tonumber(get(id, 'ranks')[1]) <= tonumber(ranks) then found = found + 1 end
+      local h = get(id, 'ranks', 'model')
+      local fits = tonumber(h[1]) <= tonumber(ranks)
+      if fits and (known == '' or has(known, h[2])) then found = found + 1 end
       if found == tonumber(most) then return found end
     end
   end
