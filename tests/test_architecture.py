@@ -16,7 +16,7 @@ ARROWS = {
     "jobs": (),
     "api": ("jobs",),
     "worker": ("jobs",),
-    RANK: ("jobs", "worker.plan", "worker.protocol"),
+    RANK: ("jobs", "worker.lifeline", "worker.plan", "worker.protocol"),
     "cli": (),
 }
 # Where a library may be imported.

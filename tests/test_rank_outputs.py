@@ -12,7 +12,7 @@ import pytest
 from jobs.catalog import Catalog
 from jobs.errors import RankDied, SpoolFailed
 from jobs.parse import parse_request
-from tests.conftest import CATALOG, ROOT
+from tests.conftest import CATALOG, ROOT, alive, until
 from worker.rank import outputs
 
 
@@ -91,3 +91,55 @@ def test_a_spool_that_is_removed_meanwhile_is_no_fault_of_the_job(
     with contextlib.closing(file), pytest.raises(SpoolFailed):
         file.add(np.zeros((3, 16, 16, 3), np.uint8))
         file.finish()
+
+
+LEFT = """
+import sys, time
+from pathlib import Path
+import numpy as np, psutil
+from jobs.catalog import load_catalog
+from jobs.parse import parse_request
+from worker.rank import outputs
+
+request, _ = parse_request({"model": "tiny-video", "input": {"prompt": "x"}},
+                           load_catalog(Path(sys.argv[1])))
+file = outputs.File(request, 0, Path(sys.argv[2]))
+file.add(np.zeros((3, 16, 16, 3), np.uint8))
+(encoder,) = psutil.Process().children()
+while "ffmpeg" not in encoder.name():
+    time.sleep(0.01)
+encoder.suspend()
+print(encoder.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_frozen_encoder_does_not_outlive_its_rank(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEFT, str(CATALOG), str(tmp_path)]
+    rank = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert rank.stdout is not None
+    with rank.stdout as lines:
+        encoder = psutil.Process(int(lines.readline()))
+    rank.kill()
+    rank.wait()
+    until(lambda: not alive([encoder]), 15)
+
+
+def test_whoever_waits_for_a_frozen_encoder_heeds_a_cancel(
+    tmp_path: Path, catalog: Catalog
+) -> None:
+    class Wished(Exception):
+        pass
+
+    def heed() -> None:
+        raise Wished
+
+    request, _ = parse_request({"model": "tiny-video", "input": {"prompt": "x"}}, catalog)
+    before = set(psutil.Process().children())
+    with contextlib.closing(outputs.File(request, 0, tmp_path)) as file:
+        file.add(np.zeros((3, 16, 16, 3), np.uint8))
+        (encoder,) = set(psutil.Process().children()) - before
+        encoder.suspend()
+        with pytest.raises(Wished):
+            file.finish(heed)
+    assert not alive([encoder])

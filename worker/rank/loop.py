@@ -86,7 +86,7 @@ def _compute(
         for some in frames:
             file.add(some)
         with progress.stage("encode_file"):
-            return file.finish()
+            return file.finish(progress.stop_if_wished)
 
 
 def _failure(run: Run, progress: ItemProgress, models: Models, error: Exception) -> Failed:

@@ -5,11 +5,10 @@ import errno
 import hashlib
 import os
 import queue
-import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,14 @@ from PIL import Image
 
 from jobs.errors import RankDied, SpoolFailed
 from jobs.request import JobRequest, VideoInput
+from worker.lifeline import bound_to_me
 
 # x264's bytes depend on it: a fixed number gives the same ones on every machine.
 THREADS = 16
+HEED_S = 0.2
 # What ffmpeg says where the disk, not the video, is why there is no file.
-DISK = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT)]
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOENT)
+DISK = [os.strerror(number) for number in _DISK]
 
 
 @contextlib.contextmanager
@@ -63,10 +65,11 @@ class File:
             self._video = _Video(self._path, *self._shape, self._fps)
         self._video.add(frames)
 
-    def finish(self) -> dict[str, Any]:
-        """Answers the file and what is to be known of it. Raises: OSError."""
+    def finish(self, heed: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Answers the file and what is to be known of it. heed: called while it waits; what it
+        raises ends the waiting. Raises: OSError, SpoolFailed, RankDied."""
         if self._video is not None:
-            self._video.finish()
+            self._video.finish(heed)
         with spooling():
             data = self._path.read_bytes()
         return {
@@ -93,16 +96,18 @@ class _Video:
         self._path = path
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
-            [
-                *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
-                *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
-                *("-r", str(fps), "-i", "-"),
-                *("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-pix_fmt", "yuv420p"),
-                # The preset's 30 frames would keep it idle for half of a short video.
-                *("-rc-lookahead", "10"),
-                *("-threads", str(THREADS), "-movflags", "+faststart", "-fflags", "+bitexact"),
-                *("-flags:v", "+bitexact", str(path)),
-            ],
+            bound_to_me(
+                [
+                    *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
+                    *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
+                    *("-r", str(fps), "-i", "-"),
+                    *("-c:v", "libx264", "-crf", "18", "-preset", "fast", "-pix_fmt", "yuv420p"),
+                    # The preset's 30 frames would keep it idle for half of a short video.
+                    *("-rc-lookahead", "10"),
+                    *("-threads", str(THREADS), "-movflags", "+faststart", "-fflags", "+bitexact"),
+                    *("-flags:v", "+bitexact", str(path)),
+                ]
+            ),
             stdin=subprocess.PIPE,
             stdout=self._words,
             stderr=self._words,
@@ -114,19 +119,22 @@ class _Video:
     def add(self, frames: np.ndarray) -> None:
         self._waiting.put(frames)
 
-    def finish(self) -> None:
+    def finish(self, heed: Callable[[], None]) -> None:
         """Leaves no half a video to be published. Raises: OSError with ffmpeg's last words;
         SpoolFailed; RankDied if somebody killed it."""
         self._waiting.put(None)
+        while self._process.poll() is None:
+            heed()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(HEED_S)
         self._feeder.join()
-        if not (code := self._process.wait()):
+        if not (code := self._process.returncode):
             return
         self._path.unlink(missing_ok=True)
         self._words.seek(0)
         words = self._words.read().decode(errors="replace")[-300:]
-        # SIGXFSZ is how a write past the process's limit of size ends it.
-        if code == -signal.SIGXFSZ or any(reason in words for reason in DISK):
-            raise SpoolFailed(f"A video can't be kept on this node: {words or 'file too large'}")
+        if any(reason in words for reason in DISK):
+            raise SpoolFailed(f"A video can't be kept on this node: {words}")
         if code < 0:
             raise RankDied(f"ffmpeg was ended by signal {-code}.")
         raise OSError(f"ffmpeg: {words}")

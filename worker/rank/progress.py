@@ -177,6 +177,11 @@ class ItemProgress:
             self.meet(failed=False)
             raise Stopped(0)
 
+    def stop_if_wished(self) -> None:
+        """For what this rank does alone, when its peers are done. Raises: Stopped."""
+        if self._wished():
+            raise Stopped(self._steps)
+
     def _wished(self) -> bool:
         return self._run.job in self._canceled
 
