@@ -93,6 +93,10 @@ class Site:
         self._watch.join()
         self.proxy.close()
         left: list[psutil.Process] = []
+        for process in self._strays():  # what plain Celery leaves behind is not ours
+            with contextlib.suppress(psutil.Error):
+                if "benchmarks.plain_celery" in process.cmdline():
+                    process.kill()
         for _ in range(GONE_S):  # a child looks once a second whether its parent lives
             known = [*self.seen.values(), *self._strays()]
             left = [p for p in known if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

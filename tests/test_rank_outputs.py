@@ -49,8 +49,8 @@ from worker.rank import outputs
 catalog, model, folder = load_catalog(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
 request, _ = parse_request({"model": model, "input": {"prompt": "x"}}, catalog)
 noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-# A write past 100 bytes fails, as it does on a full disk.
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+# A write past so many bytes fails, as it does on a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 with contextlib.closing(outputs.File(request, 0, folder)) as file:
     try:
         file.add(noise)
@@ -60,12 +60,13 @@ with contextlib.closing(outputs.File(request, 0, folder)) as file:
 """
 
 
+@pytest.mark.parametrize("room", ["100", "0"])
 @pytest.mark.parametrize("model", ["tiny-video", "tiny-image"])
 def test_a_disk_that_takes_no_more_is_told_from_a_job_that_cannot_be_encoded(
-    tmp_path: Path, model: str
+    tmp_path: Path, model: str, room: str
 ) -> None:
     """In a process of its own: this one's words may go to a file."""
-    command = [sys.executable, "-c", FULL, str(CATALOG), model, str(tmp_path)]
+    command = [sys.executable, "-c", FULL, str(CATALOG), model, str(tmp_path), room]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("told: ") and not list(tmp_path.glob("*.mp4"))
 

@@ -62,7 +62,8 @@ class File:
                 Image.fromarray(frames[0]).save(self._path, lossless=True)
             return
         if self._video is None:
-            self._video = _Video(self._path, *self._shape, self._fps)
+            with spooling():
+                self._video = _Video(self._path, *self._shape, self._fps)
         self._video.add(frames)
 
     def finish(self, heed: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -133,10 +134,10 @@ class _Video:
         self._path.unlink(missing_ok=True)
         self._words.seek(0)
         words = self._words.read().decode(errors="replace")[-300:]
-        if any(reason in words for reason in DISK):
-            raise SpoolFailed(f"A video can't be kept on this node: {words}")
         if code < 0:
             raise RankDied(f"ffmpeg was ended by signal {-code}.")
+        if not words or any(reason in words for reason in DISK):  # its words are a file, too
+            raise SpoolFailed(f"A video can't be kept on this node: {words}")
         raise OSError(f"ffmpeg: {words}")
 
     def close(self) -> None:
