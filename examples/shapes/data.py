@@ -94,7 +94,7 @@ def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
             rng.choice(SHAPES if held_out else SHAPES + HARD),
             rng.choice(list(COLOURS)),
             rng.choice(list(COLOURS)),
-            rng.choice(list(MOTIONS)),
+            rng.choice([*MOTIONS] if held_out else [*MOTIONS, "spinning"]),
             rng.choice(list(SIZES)),
         )
         if scene.possible and scene.held_out == held_out:
