@@ -4,8 +4,31 @@ import sys
 
 from flask import Flask
 
-from api import batches, errors, events, health, jobs, models, workers
+from api import (
+    auth,
+    batches,
+    deliveries,
+    errors,
+    events,
+    health,
+    ids,
+    jobs,
+    logs,
+    metrics,
+    models,
+    openai_images,
+    openai_videos,
+    openapi,
+    pages,
+    queue,
+    uploads,
+    webhooks,
+    workers,
+)
 from api.follower import Follower
+from api.keys import Keys
+from api.places import Places
+from api.public import PublicUrl
 from api.services import Services
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
@@ -23,21 +46,33 @@ def create_app() -> Flask:
         settings = load_settings()
         limits = (settings.max_queued, settings.max_queued_per_tenant)
         store = JobStore(settings.redis_url, settings.key_prefix, settings.lease_s, *limits)
+        keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        most = settings.max_streams
+        places = Places(most, max(1, most // 2) if keys else most)  # without keys all are one
         services = Services(
             settings,
             load_catalog(settings.models),
             store,
             ArtifactStorage(settings),
             make_app(settings),
-            Follower(store.events, settings.max_streams),
+            Follower(store.events, places),
+            keys,
+            places,
         )
+        app = Flask(__name__)
+        app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+        app.config["MAX_FORM_MEMORY_SIZE"] = settings.max_body_bytes  # else 500 kB for a text part
+        app.extensions["fleet"] = services
+        metrics.register(app)
+        errors.register(app)
+        auth.register(app)
+        ids.register(app)
+        if settings.public_url:
+            app.wsgi_app = PublicUrl(app, settings.public_url)  # type: ignore[method-assign]
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(GUNICORN_GIVES_UP) from None
-    app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions["fleet"] = services
-    errors.register(app)
-    for part in (jobs, events, batches, models, workers, health):
+    parts = (jobs, logs, deliveries, events, batches, models, queue, uploads, workers, health)
+    for part in (*parts, webhooks, metrics, openai_images, openai_videos, openapi, pages):
         app.register_blueprint(part.blueprint)
     return app

@@ -1,14 +1,17 @@
 """A job record as its caller reads it."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import url_for
+from flask import g, url_for
 
+from api.auth import tenant
+from api.links import output_link
 from api.services import services
-from jobs.errors import NotFound
-from jobs.images import shown
+from jobs.errors import NotFound, NotReady
 from jobs.record import Artifact, Attempt, Job, JobState
+from jobs.workers import takes_jobs
 
 
 def job_answer(job: Job) -> dict[str, Any]:
@@ -17,7 +20,7 @@ def job_answer(job: Job) -> dict[str, Any]:
         "object": "job",
         "status": job.status,
         "seq": job.seq,
-        **_asked(job.request),
+        **job.request,
         "retry_of": job.retry_of,
         "batch_id": job.batch,
         "warnings": job.warnings,
@@ -44,20 +47,26 @@ def job_answer(job: Job) -> dict[str, Any]:
 
 def known_job(id: str) -> Job:
     """Raises: NotFound."""
-    job = services().store.get(id)
+    job = services().store.get(id, tenant())
     if job is None:
         raise unknown(id)
     return job
 
 
+def finished_artifact(job: Job, index: int) -> Artifact:
+    """Raises: NotFound, NotReady."""
+    if job.state is not JobState.SUCCEEDED:
+        if job.state.final:
+            raise NotFound(f"Job {job.id} {job.status}: it has no outputs.")
+        raise NotReady(f"Job {job.id} is {job.status}.")
+    found = next((a for a in job.artifacts if a.index == index), None)
+    if found is None:
+        raise NotFound(f"Job {job.id} has outputs 0 to {len(job.artifacts) - 1}.")
+    return found
+
+
 def unknown(id: str) -> NotFound:
     return NotFound(f"There is no job {id[:80]!r}.")
-
-
-def _asked(request: dict[str, Any]) -> dict[str, Any]:
-    """The request without the bytes of its pictures."""
-    pictures = {k: shown(v) for k, v in request["input"].items() if k in ("image", "mask")}
-    return {**request, "input": {**request["input"], **pictures}}
 
 
 def time_answer(seconds: float | None) -> str | None:
@@ -81,12 +90,29 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 def _queue(job: Job) -> dict[str, Any] | None:
     if job.state is not JobState.QUEUED:
         return None
-    position = services().store.position(job)
+    place = services().store.queues.place(job.queue, job.tenant, job.priority, job)
     reason = "waiting for a worker"
-    if job.attempts:
+    if place.paused:
+        reason = "the queue is paused"
+    elif not _taken_by_some(job.model):
+        reason = "no worker that has its model takes jobs now"
+    elif job.attempts:
         error = job.attempts[-1].error or {}
         reason = f"waiting for attempt {len(job.attempts) + 1}, after {error.get('code')}"
-    return {"name": job.queue, "position": position, "reason": reason, "eta_s": None}
+    return {
+        "name": job.queue,
+        "position": place.position,
+        "reason": reason,
+        "eta_s": place.eta_s,
+    }
+
+
+def _taken_by_some(model: str) -> bool:
+    at, workers = g.get("workers", (0.0, {}))  # of all jobs of a list; a stream lives for hours
+    if time.monotonic() > at + 1:
+        workers = services().store.workers.alive()
+        g.workers = time.monotonic(), workers
+    return any(takes_jobs(about) and model in about["models"] for about in workers.values())
 
 
 def _progress(job: Job) -> dict[str, Any]:
@@ -103,9 +129,15 @@ def _metrics(job: Job) -> dict[str, Any]:
     return {"queue_s": round(job.attempts[0].started_at - job.created_at, 4), **job.metrics}
 
 
+def output_url(job: Job, artifact: Artifact) -> str:
+    return url_for("jobs.output", id=job.id, index=artifact.index, _external=True)
+
+
 def _output(job: Job, artifact: Artifact) -> dict[str, Any]:
-    url = url_for("jobs.output", id=job.id, index=artifact.index, _external=True)
-    link = services().storage.link(artifact.key)
+    place: dict[str, Any] = {"id": job.id, "index": artifact.index, "_external": True}
+    url = output_url(job, artifact)
+    small = url_for("jobs.output", variant="thumbnail", **place) if artifact.thumbnail else None
+    link = output_link(job, artifact)
     expires = datetime.now(UTC) + timedelta(seconds=link[1]) if link else None
     return {
         "index": artifact.index,
@@ -119,5 +151,6 @@ def _output(job: Job, artifact: Artifact) -> dict[str, Any]:
         "seed": artifact.seed,
         "url": url,
         "download_url": link[0] if link else url,
+        "thumbnail_url": small,
         "url_expires_at": expires.isoformat(timespec="seconds") if expires else None,
     }

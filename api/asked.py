@@ -1,15 +1,22 @@
 """What a request says, apart from the job that it asks for: body, headers, query."""
 
+import contextlib
 import json
 import re
-from typing import Any
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-from flask import Response, request
+from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.wrappers import Response
 
 from api.services import services
-from jobs.errors import InvalidRequest, MalformedJson, Problem
+from jobs.errors import InvalidRequest, MalformedJson, Problem, UrlRefused
+from jobs.guard import check_url
 from jobs.request import JobRequest, Parallel
+
+R = TypeVar("R", bound=Response)
 
 
 def json_body() -> Any:
@@ -19,12 +26,30 @@ def json_body() -> Any:
     data = request.get_data()
     if len(data) >= services().settings.max_body_bytes:  # sent in chunks, it was cut there
         raise RequestEntityTooLarge
+    return parsed_json(data)
+
+
+def json_object() -> dict[str, Any]:
+    """Raises: as json_body(); InvalidRequest."""
+    body = json_body()
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.", Problem("", "type", "no object"))
+    return body
+
+
+def parsed_json(data: bytes | str) -> Any:
+    """Raises: MalformedJson."""
     try:
         body = json.loads(data, parse_constant=_no_constant)
         json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
         return body
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise MalformedJson("The body is nested too deeply.") from None
+    except json.JSONDecodeError as error:
         raise MalformedJson(f"The body is no JSON: {error}") from None
+    except ValueError:  # what Python reads and JSON does not know: NaN, halves of characters
+        detail = "The body is no JSON: NaN, Infinity, half a character, a number without end."
+        raise MalformedJson(detail) from None
 
 
 def _no_constant(name: str) -> None:
@@ -44,6 +69,22 @@ def check_width(asked: JobRequest) -> None:
         raise InvalidRequest(f"/parallel: {detail}", Problem("/parallel", "plan", detail))
 
 
+def check_webhook(asked: JobRequest) -> None:
+    """A URL that nothing could be sent to is refused; the courier checks its addresses, too."""
+    if asked.webhook is None:
+        return
+    pointer, settings = "/webhook", services().settings
+    detail = "This fleet signs no webhooks: FLEET_WEBHOOK_SECRET is not set."
+    if settings.webhook_secret is not None:
+        pointer = "/webhook/url"
+        try:
+            check_url(asked.webhook.url, settings)
+            return
+        except UrlRefused as error:
+            detail = str(error)
+    raise InvalidRequest(f"{pointer}: {detail}", Problem(pointer, "webhook", detail))
+
+
 def idempotency_key() -> str:
     key = request.headers.get("Idempotency-Key", "")
     if len(key) > 255 or not key.isprintable():
@@ -52,12 +93,20 @@ def idempotency_key() -> str:
 
 
 def wait_s_asked() -> int:
-    """Of `Prefer: wait=N`, up to the cap; 0: do not wait."""
-    asked = re.search(r"\bwait=([0-9]+)", request.headers.get("Prefer", ""))
-    return min(int(asked[1][:9]), services().settings.max_wait_s) if asked else 0
+    """Of `Prefer: wait=N`, up to the cap, which `wait` alone asks for; 0: do not wait."""
+    most = services().settings.max_wait_s
+    for preference in request.headers.get("Prefer", "").split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() != "wait":
+            continue
+        text = value.strip().strip('"')
+        if not text:
+            return most
+        return min(int(text[:9]), most) if re.fullmatch("[0-9]+", text) else 0
+    return 0
 
 
-def applied(response: Response, wait_s: int) -> Response:
+def applied(response: R, wait_s: int) -> R:
     if wait_s:
         response.headers["Preference-Applied"] = f"wait={wait_s}"
     return response
@@ -65,6 +114,17 @@ def applied(response: Response, wait_s: int) -> Response:
 
 def bad_parameter(name: str, detail: str) -> InvalidRequest:
     return InvalidRequest(f"Query parameter {name[:80]!r}: {detail}", Problem("", "query", detail))
+
+
+def only(*known: str) -> None:
+    """Query parameters that have no other name: one with a slip in it must not do another thing.
+    Raises: InvalidRequest."""
+    for name, values in request.args.lists():
+        if name not in known:
+            says = f"Known are {', '.join(known)}." if known else "There is none here."
+            raise bad_parameter(name, says)
+        if len(values) > 1:
+            raise bad_parameter(name, "It comes twice.")
 
 
 def choice(name: str, known: list[str], kind: Any) -> Any:
@@ -76,11 +136,37 @@ def choice(name: str, known: list[str], kind: Any) -> Any:
     return kind(value)
 
 
+def choice_of(name: str, value: str, known: Sequence[str]) -> str:
+    """Of a field of the body."""
+    if value not in known:
+        detail = f"One of {', '.join(known)}."
+        raise InvalidRequest(f"{name}: {detail}", Problem(f"/{name}", "choice", detail))
+    return value
+
+
 def limit() -> int:
-    text = request.args.get("limit", "20")
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise bad_parameter("limit", "A whole number from 1 to 100.")
+    return whole("limit", 20, 100)
+
+
+def whole(name: str, silent: int, most: int) -> int:
+    """A query parameter from 1 to most, below 1000. Raises: InvalidRequest."""
+    text = request.args.get(name, str(silent))
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= most:
+        raise bad_parameter(name, f"A whole number from 1 to {most}.")
     return int(text)
+
+
+def moment(name: str) -> float | None:
+    """Seconds since 1970, of a time in RFC 3339 or such a number."""
+    text = request.args.get(name)
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError, OverflowError):
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
+            return float(text)
+        at = datetime.fromisoformat(text.replace(" ", "+"))  # a bare + in a query is a blank
+        return at.replace(tzinfo=at.tzinfo or UTC).timestamp()
+    raise bad_parameter(name, "A time such as 2026-01-31T12:00:00Z, or seconds since 1970.")
 
 
 def cursor() -> str:

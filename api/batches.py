@@ -1,40 +1,45 @@
 """/v1/batches: many jobs at once, all of them or none; how far they are; cancel."""
 
 import copy
-import hashlib
 import itertools
 import json
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from flask import Blueprint, Response, jsonify, url_for
 
 from api.answers import time_answer
-from api.asked import check_width, idempotency_key, json_body
+from api.asked import check_webhook, check_width, idempotency_key, json_body, only
+from api.auth import tenant
+from api.forms import body_hash
+from api.inputs import MOST_CHARS, Inputs
 from api.services import services
+from api.submitted import submit_all
 from jobs.batches import Batch
-from jobs.errors import InvalidRequest, NotFound, Problem, RequestError
-from jobs.parse import parse_request
-from jobs.queue import send_hint
+from jobs.errors import InvalidRequest, NotFound, Problem, RequestError, TooLarge
 from jobs.request import JobRequest
-from jobs.store import new_id
 
 blueprint = Blueprint("batches", __name__, url_prefix="/v1/batches")
 
+T = TypeVar("T")
 MOST = 1000  # jobs of a batch
-HINTS = 16  # at once; the reaper sends the others
+MOST_PATHS, MOST_NAMES = 100, 8  # of a matrix; names of one path
 
 
 @blueprint.post("")
 def create() -> Response:
-    body = json_body()
-    asked = _all_parsed(_jobs(body))
-    fleet = services()
-    jobs = [(new_id(), request, warnings) for request, warnings in asked]
-    said = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    key = idempotency_key()
-    id, created = fleet.store.batches.submit(new_id("batch"), jobs, key=key, body_hash=said)
-    for job, _request, _warnings in jobs[:HINTS] if created else ():
-        send_hint(fleet.celery, fleet.store, job, first=True)
+    """Many jobs at once: all are accepted, or none."""
+    only()
+    body, key = json_body(), idempotency_key()
+    said = body_hash(body, {})
+    # Else all is fetched again.
+    if before := services().store.batches.came_before(tenant(), key, said):
+        return _created(before, False)
+    return _created(*submit_all(_all_parsed(_jobs(body)), key, said))
+
+
+def _created(id: str, created: bool) -> Response:
     response = jsonify(_answer(_batch(id)))
     response.status_code = 202
     response.headers["Location"] = url_for("batches.get", id=id)
@@ -45,14 +50,15 @@ def create() -> Response:
 
 @blueprint.get("/<id>")
 def get(id: str) -> Response:
+    """How far its jobs are."""
     return jsonify(_answer(_batch(id)))
 
 
 @blueprint.post("/<id>/cancel")
 def cancel(id: str) -> Response:
-    """All that is not over; again and again, if you like."""
+    """Cancels all of its jobs that are not over; again and again, if you like."""
     for job in _batch(id).jobs:
-        services().store.cancel(job)
+        services().store.cancel(job, tenant())
     return jsonify(_answer(_batch(id)))
 
 
@@ -66,9 +72,13 @@ def _jobs(body: Any) -> list[tuple[str, Any]]:
         detail = 'Send {"jobs": [...]} or {"job": {...}, "matrix": {"input.seed": [...]}}.'
         raise InvalidRequest(detail, Problem("", "batch", detail))
     if not 1 <= len(jobs) <= MOST:
-        detail = f"{len(jobs)} jobs; a batch has 1 to {MOST}."
-        raise InvalidRequest(detail, Problem("", "batch", detail))
+        raise _wrong_count(len(jobs))
     return jobs
+
+
+def _wrong_count(count: int) -> InvalidRequest:
+    detail = f"{count} jobs; a batch has 1 to {MOST}."
+    return InvalidRequest(detail, Problem("", "batch", detail))
 
 
 def _matrix(job: Any, matrix: Any) -> list[Any]:
@@ -77,7 +87,18 @@ def _matrix(job: Any, matrix: Any) -> list[Any]:
     if not (isinstance(job, dict) and lists and matrix):
         detail = "matrix has a list of values for each path, such as input.seed."
         raise InvalidRequest(detail, Problem("/matrix", "matrix", detail))
-    combinations = list(itertools.islice(itertools.product(*matrix.values()), MOST + 1))
+    if len(matrix) > MOST_PATHS or any(path.count(".") >= MOST_NAMES for path in matrix):
+        detail = f"matrix has at most {MOST_PATHS} paths of {MOST_NAMES} names."
+        raise InvalidRequest(detail, Problem("/matrix", "matrix", detail))
+    inner = next((p for p in matrix for q in matrix if p.startswith(f"{q}.")), None)
+    if inner is not None:
+        detail = f"{inner[:80]} lies within another path of the matrix."
+        raise InvalidRequest(detail, Problem("/matrix", "matrix", detail))
+    if (count := math.prod(map(len, matrix.values()))) > MOST:
+        raise _wrong_count(count)
+    if len(json.dumps(job)) * count > MOST_CHARS:  # each gets a copy
+        raise TooLarge("These jobs are too large together: send fewer at once.")
+    combinations = itertools.product(*matrix.values())
     return [_with(job, dict(zip(matrix, values, strict=True))) for values in combinations]
 
 
@@ -96,25 +117,42 @@ def _with(job: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all_parsed(jobs: list[tuple[str, Any]]) -> list[tuple[JobRequest, list[str]]]:
-    """Raises: InvalidRequest with every problem of every job."""
-    parsed, problems = [], []
+    """Raises: InvalidRequest with every problem of every job; what they have in common, if it is
+    of one kind, such as NotReady."""
+    inputs = Inputs()
+
+    def parsed(body: Any) -> tuple[JobRequest, list[str]]:
+        request, warnings = inputs.parse(body)
+        check_width(request)
+        check_webhook(request)
+        return request, warnings
+
+    _each(jobs, inputs.check)  # of all, before a picture of any is fetched
+    return _each(jobs, parsed)
+
+
+def _each(jobs: list[tuple[str, Any]], read: Callable[[Any], T]) -> list[T]:
+    done, problems, kinds = [], [], set()
+    about: dict[str, Any] = {}
     for pointer, body in jobs:
         try:
-            request, warnings = parse_request(body, services().catalog)
-            check_width(request)
-            parsed.append((request, warnings))
+            done.append(read(body))
+        except TooLarge:
+            raise
         except RequestError as error:
             known = error.problems or (Problem("", error.code, str(error)),)
             problems += [Problem(pointer + p.pointer, p.code, p.detail) for p in known]
+            kinds.add(type(error))
+            about = {"retry_after_s": error.retry_after_s, "limit": error.limit}
     if problems:
-        first = problems[0]
+        first, kind = problems[0], kinds.pop() if len(kinds) == 1 else InvalidRequest
         detail = f"{first.pointer}: {first.detail} None of the jobs was accepted."
-        raise InvalidRequest(detail, *dict.fromkeys(problems))
-    return parsed
+        raise kind(detail, *dict.fromkeys(problems), **about)
+    return done
 
 
 def _batch(id: str) -> Batch:
-    batch = services().store.batches.get(id)
+    batch = services().store.batches.get(id, tenant())
     if batch is None:
         raise NotFound(f"There is no batch {id[:80]!r}.")
     return batch

@@ -2,6 +2,7 @@
 
 import http
 import logging
+import math
 import secrets
 import time
 from typing import Any
@@ -10,16 +11,19 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from jobs.errors import (
+    NoResult,
     Problem,
+    QuotaExceeded,
     RequestError,
     StorageUnavailable,
     StoreFull,
     StoreUnavailable,
+    WaitTimeout,
 )
+from jobs.record import Job
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 2
 CODES = {404: "not_found", 413: "payload_too_large", 415: "unsupported_media_type"}
 
 
@@ -48,7 +52,7 @@ def problem(
     code: str,
     detail: str,
     problems: tuple[Problem, ...] = (),
-    retryable: bool = False,
+    retry_after_s: int | None = None,
 ) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
     body: dict[str, Any] = {
@@ -58,7 +62,7 @@ def problem(
         "detail": detail,
         "code": code,
         "request_id": g.request_id,
-        "retryable": retryable,
+        "retryable": retry_after_s is not None,
         "errors": [{"pointer": p.pointer, "code": p.code, "detail": p.detail} for p in problems],
         "error": {
             "message": detail,
@@ -70,13 +74,28 @@ def problem(
     response = jsonify(body)
     response.status_code = status
     response.mimetype = "application/problem+json"
-    if retryable:
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(retry_after_s)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
+def waited_in_vain(job: Job, wait_s: int) -> Response:
+    detail = f"Job {job.id} is {job.status} after {wait_s} s. It goes on: Location says where."
+    return _refused(WaitTimeout(detail))
+
+
 def _refused(error: RequestError) -> Response:
-    return problem(error.status, error.code, str(error), error.problems, error.retryable)
+    after_s = error.retry_after_s if error.retryable else None
+    response = problem(error.status, error.code, str(error), error.problems, after_s)
+    if error.limit is not None:
+        response.headers["RateLimit-Limit"] = str(math.ceil(error.limit))
+        response.headers["RateLimit-Remaining"] = "0"
+        response.headers["RateLimit-Reset"] = str(error.retry_after_s)
+    if isinstance(error, NoResult | WaitTimeout | QuotaExceeded):
+        response.headers["x-should-retry"] = "false"  # a client's second request would wait again
+    return response
 
 
 def _away(error: StoreUnavailable | StorageUnavailable) -> Response:
@@ -85,7 +104,7 @@ def _away(error: StoreUnavailable | StorageUnavailable) -> Response:
     what = "queue" if isinstance(error, StoreUnavailable) else "object storage"
     full = isinstance(error, StoreFull)
     says = "has no room for new jobs" if full else "does not answer"
-    return problem(503, code, f"The {what} {says}; try again.", retryable=True)
+    return problem(503, code, f"The {what} {says}; try again.", retry_after_s=2)
 
 
 def _too_large(error: RequestEntityTooLarge) -> Response:
@@ -104,6 +123,8 @@ def _http(error: HTTPException) -> Response:
     response = problem(status, code, error.description or code)
     if allow := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allow))
+    if (length := getattr(error, "length", None)) is not None:  # of what a range was asked of
+        response.headers["Content-Range"] = f"bytes */{length}"
     return response
 
 

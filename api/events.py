@@ -9,6 +9,7 @@ from typing import Any
 from flask import Blueprint, Response, request, stream_with_context
 
 from api.answers import job_answer, known_job
+from api.auth import tenant
 from api.services import services
 from jobs.errors import StoreUnavailable
 from jobs.record import Job
@@ -22,27 +23,30 @@ AWAY_S = 1
 
 @blueprint.get("/<id>/events")
 def events(id: str) -> Response:
-    """First the job as it is, unless Last-Event-ID says that the caller knows; then every change
-    of its status, and of its progress at most four times a second. It ends with the job."""
+    """A job's changes as server-sent events. First the job as it is, unless Last-Event-ID says that
+    the caller knows; then every change of its status, and of its progress at most four times a
+    second. It ends with the job."""
     job = known_job(id)
     known = request.headers.get("Last-Event-ID", "")
     seen = int(known) if known.isdecimal() and len(known) < 20 else -1
     if job.state.final and seen == job.seq:
         return Response(status=204)  # an EventSource comes back no more
-    follower = services().follower
-    changed = follower.watch(id)
-    stream = Response(stream_with_context(_tell(id, seen, changed)), mimetype="text/event-stream")
-    stream.call_on_close(lambda: follower.give_back(id, changed))
+    follower, owner = services().follower, tenant()
+    changed = follower.watch(id, owner)
+    stream = Response(
+        stream_with_context(_tell(id, owner, seen, changed)), mimetype="text/event-stream"
+    )
+    stream.call_on_close(lambda: follower.give_back(id, changed, owner))
     stream.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     return stream
 
 
-def _tell(id: str, seen: int, changed: threading.Event) -> Iterator[str]:
+def _tell(id: str, owner: str, seen: int, changed: threading.Event) -> Iterator[str]:
     before: Job | None = None
     while True:
         changed.clear()
         try:
-            job = services().store.get(id)
+            job = services().store.get(id, owner)
             news = _news(before, job) if job and job.seq != seen else None
         except StoreUnavailable:
             yield ": the queue does not answer\n\n"

@@ -5,7 +5,8 @@ import threading
 import time
 from collections import defaultdict
 
-from jobs.errors import StoreUnavailable, TooManyStreams
+from api.places import Places
+from jobs.errors import StoreUnavailable
 from jobs.events import Events
 
 logger = logging.getLogger(__name__)
@@ -14,25 +15,25 @@ AWAY_S = 1
 
 
 class Follower:
-    def __init__(self, events: Events, most: int) -> None:
-        self._events, self._most = events, most
+    def __init__(self, events: Events, places: Places) -> None:
+        self._events, self._places = events, places
         self._lock = threading.Lock()
         self._watchers: dict[str, set[threading.Event]] = defaultdict(set)
         self._thread: threading.Thread | None = None
 
-    def watch(self, job: str) -> threading.Event:
+    def watch(self, job: str, tenant: str = "default") -> threading.Event:
         """Set whenever the job may have changed, until it is given back. Raises: TooManyStreams."""
         changed = threading.Event()
+        self._places.take(tenant)
         with self._lock:
-            if sum(map(len, self._watchers.values())) >= self._most:
-                raise TooManyStreams(f"{self._most} streams are open already.")
             self._watchers[job].add(changed)
             if self._thread is None:  # not earlier: gunicorn forks
                 self._thread = threading.Thread(target=self._read, name="follower", daemon=True)
                 self._thread.start()
         return changed
 
-    def give_back(self, job: str, changed: threading.Event) -> None:
+    def give_back(self, job: str, changed: threading.Event, tenant: str = "default") -> None:
+        self._places.give_back(tenant)
         with self._lock:
             self._watchers[job].discard(changed)
             if not self._watchers[job]:

@@ -8,12 +8,14 @@ from api.services import services
 from jobs.catalog import ModelSpec
 from jobs.errors import ModelNotFound
 from jobs.request import defaults, input_schema
+from jobs.workers import takes_jobs
 
 blueprint = Blueprint("models", __name__, url_prefix="/v1/models")
 
 
 @blueprint.get("")
 def list_all() -> Response:
+    """What may be asked."""
     workers = services().store.workers.alive()
     data = [_card(spec, workers) for spec in services().catalog.values()]
     return jsonify({"object": "list", "data": data, "has_more": False, "next": None})
@@ -21,6 +23,7 @@ def list_all() -> Response:
 
 @blueprint.get("/<id>")
 def get(id: str) -> Response:
+    """A model: its tasks, their inputs, defaults and limits."""
     spec = services().catalog.get(id)
     if spec is None:
         raise ModelNotFound(f"There is no model {id[:80]!r}.")
@@ -35,12 +38,12 @@ def _card(spec: ModelSpec, workers: dict[str, dict[str, Any]]) -> dict[str, Any]
         "created": 0,
         "owned_by": spec.owned_by,
         "tasks": list(spec.tasks),
-        "input_schema": {task: input_schema(task) for task in spec.tasks},
+        "input_schema": {task: input_schema(spec, task) for task in spec.tasks},
         "defaults": {task: defaults(spec, task) for task in spec.tasks},
         "limits": spec.limits.model_dump(),
+        "loras": {name: lora.description for name, lora in spec.loras.items()},
         "workers_ready": sum(
-            about["group"]["ready"] and not about.get("draining") and spec.id in about["models"]
-            for about in workers.values()
+            takes_jobs(about) and spec.id in about["models"] for about in workers.values()
         ),
         "loaded": [name for name, about in workers.items() if spec.id in about.get("loaded", ())],
     }

@@ -7,6 +7,8 @@ from celery import Celery
 from flask import current_app
 
 from api.follower import Follower
+from api.keys import Keys
+from api.places import Places
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog
 from jobs.settings import Settings
@@ -21,6 +23,8 @@ class Services:
     storage: ArtifactStorage
     celery: Celery
     follower: Follower
+    keys: Keys | None  # None: whoever asks may
+    places: Places
 
 
 def services() -> Services:

@@ -6,14 +6,17 @@ from typing import Any
 
 import click
 
-from cli import show
+from cli import body as asked
+from cli import marks, show
 from cli.client import ApiError, Client
+from cli.keys import keys
 from cli.servers import free_port
 from cli.up import Stop
 from cli.up import fleet as running_fleet
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PORT = click.IntRange(1, 65535)
-TOP_LEVEL = {"parallel", "priority", "deadline_s", "metadata", "output"}
+PATIENCE_S = 5  # a person who mistyped the URL waits for no more
 
 
 class Fleet(click.Group):
@@ -29,11 +32,15 @@ class Fleet(click.Group):
 
 @click.group(cls=Fleet)
 @click.option("--url", envvar="FLEET_URL", default="http://127.0.0.1:8000", show_default=True)
+@click.option(
+    "--api-key", envvar="FLEET_API_KEY", default="", help="As `fleet keys create` showed."
+)
 @click.version_option(package_name="diffusion-fleet")
 @click.pass_context
-def fleet(ctx: click.Context, url: str) -> None:
+def fleet(ctx: click.Context, url: str, api_key: str) -> None:
     """Image and video generation on your GPU nodes, as jobs that are never lost."""
-    ctx.obj = Client(url.rstrip("/"))
+    ctx.obj = Client(url.rstrip("/"), api_key, patience_s=PATIENCE_S)
+    ctx.call_on_close(ctx.obj.close)
 
 
 @fleet.command()
@@ -83,10 +90,15 @@ def demo(data: Path, s3: bool) -> None:
 @fleet.command()
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--model", help="Default: the first of the catalogue that does the task.")
-@click.option("--task", help="Default: the model's first.")
+@click.option(
+    "--task", help="Default: the model's first; with a picture, its first that takes one."
+)
+@click.option("--image", type=FILE, help="What to begin with.")
+@click.option("--mask", type=FILE, help="White: what of the image to draw anew.")
 @click.option("-n", "n", default=1, show_default=True, help="Outputs of each prompt.")
 @click.option("--seed", type=int)
 @click.option("-o", "out", type=Path, help="A file; or a folder, for several outputs.")
+@click.option("--lora", "loras", multiple=True, metavar="NAME[=SCALE]", help="Of the model's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other field.")
 @click.option("--no-wait", is_flag=True, help="Only print the job's id.")
 @click.pass_obj
@@ -95,9 +107,12 @@ def submit(
     prompt: tuple[str, ...],
     model: str | None,
     task: str | None,
+    image: Path | None,
+    mask: Path | None,
     n: int,
     seed: int | None,
     out: Path | None,
+    loras: tuple[str, ...],
     settings: tuple[str, ...],
     no_wait: bool,
 ) -> None:
@@ -107,11 +122,13 @@ def submit(
     question: dict[str, Any] = {"prompt": prompt[0] if len(prompt) == 1 else list(prompt), "n": n}
     if seed is not None:
         question["seed"] = seed
-    body: dict[str, Any] = {"model": model or _first_model(client, task), "input": question}
-    if task:
-        body["task"] = task
+    picture = "mask" if mask else "image" if image else ""
+    body: dict[str, Any] = {**asked.choose(client, model, task, picture), "input": question}
+    if loras:
+        question["loras"] = list(map(asked.lora, loras))
     for setting in settings:
-        _set(body, setting)
+        asked.put(body, setting)
+    asked.add_pictures(client, body, image=image, mask=mask)
     job = client.submit(body)
     click.echo(job["id"])
     for warning in job["warnings"]:
@@ -134,6 +151,15 @@ def watch(client: Client, id: str) -> None:
 
 
 @fleet.command()
+@click.argument("id")
+@click.option("--tail", type=click.IntRange(1, 500), default=100, show_default=True)
+@click.pass_obj
+def logs(client: Client, id: str, tail: int) -> None:
+    """What a job's attempts said: the last lines."""
+    show.lines(client.logs(id, tail))
+
+
+@fleet.command()
 @click.argument("id", required=False)
 @click.pass_obj
 def status(client: Client, id: str | None) -> None:
@@ -149,7 +175,7 @@ def status(client: Client, id: str | None) -> None:
 @click.pass_obj
 def cancel(client: Client, id: str) -> None:
     """End a job: at once while it waits, within two denoising steps while it runs."""
-    click.echo(client.call("POST", f"/v1/jobs/{id}/cancel")["status"])
+    click.echo(client.cancel(id)["status"])
 
 
 @fleet.group()
@@ -178,8 +204,41 @@ def dead_show(client: Client, id: str) -> None:
 def dead_replay(client: Client, ids: tuple[str, ...]) -> None:
     """Send new jobs that ask for the same as these."""
     for id in ids:
-        key = {"Idempotency-Key": f"replay-{id}"}  # an answer that got lost is no second job
-        click.echo(client.call("POST", f"/v1/jobs/{id}/retry", headers=key)["id"])
+        # Whoever asks once more, since the answer got lost, gets no second job.
+        click.echo(client.retry(id, f"replay-{id}")["id"])
+
+
+@fleet.command()
+@click.argument("file", type=Path)
+def inspect(file: Path) -> None:
+    """Print the request that made FILE, a PNG, WebP or MP4, as JSON; fleet's own files carry it."""
+    try:
+        request, source = marks.read(file)
+    except ValueError as error:
+        raise click.ClickException(f"{file} {error}.") from None
+    if source:
+        click.echo(f"digital source type: {source}", err=True)
+    if request is None:
+        raise click.ClickException(f"{file} does not say which request made it.")
+    click.echo(request)
+
+
+@fleet.command()
+@click.argument("name", default="gpu")
+@click.pass_obj
+def pause(client: Client, name: str) -> None:
+    """Have no worker take another job of the queue; those that run go on."""
+    client.call("POST", f"/v1/queue/{name}/pause")
+    click.echo(f"{name} is paused")
+
+
+@fleet.command()
+@click.argument("name", default="gpu")
+@click.pass_obj
+def resume(client: Client, name: str) -> None:
+    """Have the workers take jobs of the queue again."""
+    client.call("POST", f"/v1/queue/{name}/resume")
+    click.echo(f"{name} goes on")
 
 
 @fleet.command()
@@ -206,26 +265,4 @@ def doctor(client: Client) -> None:
         raise SystemExit(1)
 
 
-def _first_model(client: Client, task: str | None) -> str:
-    for model in client.call("GET", "/v1/models")["data"]:
-        if task is None or task in model["tasks"]:
-            return str(model["id"])
-    raise click.UsageError(f"no model does {task}")
-
-
-def _set(body: dict[str, Any], setting: str) -> None:
-    """KEY=VALUE into input, or for a field beside input, or with a dot (parallel.ulysses=2)."""
-    path, equals, text = setting.partition("=")
-    if not equals:
-        raise click.UsageError(f"--set {setting}: write KEY=VALUE")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    *parents, name = path.split(".")
-    place = body if (parents[:1] or [name])[0] in TOP_LEVEL else body["input"]
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise click.UsageError(f"--set {setting}: {parent} holds a value, not fields")
-    place[name] = value
+fleet.add_command(keys)

@@ -1,8 +1,11 @@
 """The parts of a fleet on one machine: how each server is started and how one sees it is ready."""
 
+import contextlib
 import json
 import os
+import random
 import secrets
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -28,10 +31,19 @@ class Part:
     grace_s: float = 10
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """Not twice the same, and none of those that the kernel gives to whoever connects: one of these
+    might, before it is used."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given:
+                probe.bind((LOOPBACK, port))
+                _given.add(port)
+                return port
 
 
 def check_free(port: int) -> None:
@@ -122,7 +134,10 @@ def seaweedfs(folder: Path) -> Part:
     )
 
 
-def api(port: int) -> Part:
+def api(port: int, numbers: Path) -> Part:
+    """numbers: a folder for what its processes count of their requests; it begins anew."""
+    shutil.rmtree(numbers, ignore_errors=True)
+    numbers.mkdir(parents=True)
     url = f"http://{LOOPBACK}:{port}"
     command = [
         *(PYTHON, "-m", "gunicorn", "api:create_app()"),
@@ -130,7 +145,8 @@ def api(port: int) -> Part:
         *("--workers", "2", "--threads", "256", "--graceful-timeout", "5"),
         *("--keep-alive", "75"),  # longer than a client's or a balancer's: they close first
     ]
-    return Part("api", command, url, lambda: answers(f"{url}/readyz"))
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(numbers)}
+    return Part("api", command, url, lambda: answers(f"{url}/readyz"), environment)
 
 
 def worker(api_url: str) -> Part:
@@ -142,6 +158,14 @@ def worker(api_url: str) -> Part:
         return answers(f"{api_url}/readyz", lambda r: name in r.json().get("workers", []))
 
     return Part("worker", [*command, "-n", name], f"celery://{name}", ready)
+
+
+def webhooks() -> Part:
+    """Nobody waits for it: a job's end is told as soon as it is there."""
+    name = f"webhooks-{os.getpid()}@{socket.gethostname()}"
+    command = [PYTHON, "-m", "celery", "-A", "worker", "worker", "--loglevel", "INFO"]
+    command += ["-Q", "webhooks", "-n", name]
+    return Part("webhooks", command, f"celery://{name}", lambda: True, grace_s=5)
 
 
 def flower(port: int) -> Part:

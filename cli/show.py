@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from cli.client import ApiError, Client
+from cli.client import ApiError, Client, file_name
+from cli.types import Job
 
 DEMO: list[dict[str, Any]] = [
     {
@@ -24,16 +25,17 @@ DEMO: list[dict[str, Any]] = [
         },
     },
 ]
-STAGES = ("queue", "load_model", "text_encode", "denoise", "vae_decode", "encode_file", "upload")
+STAGES = ("queue", "load", "text_encode", "denoise", "vae_decode", "encode", "upload")
+AWAY_S = 60  # the API, while a job runs
 STRIP = 7  # pictures side by side
 
 
-def progress_bar(client: Client, id: str) -> dict[str, Any]:
+def progress_bar(client: Client, id: str) -> Job:
     """The job, when it has ended. Raises: SystemExit 1, with the reason, unless it succeeded."""
-    job: dict[str, Any] = {}
+    client.patience_s = AWAY_S
     shown = ""
     with click.progressbar(length=1000, label=id, item_show_func=_where, width=30) as bar:
-        for job in client.follow(id):
+        for job in client.watch(id):
             bar.update(max(0, int(job["progress"]["value"] * 1000) - bar.pos), job)
             if not sys.stdout.isatty() and _where(job) != shown:  # there click draws no bar
                 shown = _where(job)
@@ -45,7 +47,7 @@ def progress_bar(client: Client, id: str) -> dict[str, Any]:
     return job
 
 
-def _where(job: dict[str, Any] | None) -> str:
+def _where(job: Job | None) -> str:
     if job is None:
         return ""
     progress = job["progress"]
@@ -55,37 +57,48 @@ def _where(job: dict[str, Any] | None) -> str:
     return f"{progress['stage']}{steps}"
 
 
-def download(client: Client, job: dict[str, Any], folder: Path, out: Path | None) -> list[Path]:
+def download(client: Client, job: Job, folder: Path, out: Path | None) -> list[Path]:
     """Fetches every output and says where it lies. out: a file, or a folder for several."""
     outputs, paths = job["outputs"], []
     if out is not None and (len(outputs) > 1 or out.is_dir()):
         folder, out = out, None
         folder.mkdir(parents=True, exist_ok=True)
     for output in outputs:
-        suffix = output["content_type"].split("/")[1]
-        path = out or folder / f"{job['id']}-{output['index']}.{suffix}"
-        client.download(output["download_url"], path)
+        path = out or folder / file_name(job, output)
+        client.fetch(job["id"], output, path)
         click.echo(f"{path.absolute()}  {output['bytes']} bytes, seed {output['seed']}")
         paths.append(path)
     return paths
 
 
-def dead(jobs: list[dict[str, Any]]) -> None:
+def dead(jobs: list[Job]) -> None:
     """A line each."""
     for job in jobs:
         error, prompt = job["error"], job["input"]["prompt"]
-        click.echo(f"{job['id']}  {error['code']}: {error['message'][:60]}  {str(prompt)[:40]!r}")
+        said = f"{error['code']}: {error['message'][:60]}" if error else ""
+        click.echo(f"{job['id']}  {said}  {str(prompt)[:40]!r}")
+
+
+def lines(log: list[dict[str, Any]]) -> None:
+    for line in log:
+        who = "worker" if line["rank"] is None else f"rank {line['rank']}"
+        click.echo(f"{line['at']}  {line['attempt']}  {who:<7} {line['level']}: {line['message']}")
 
 
 def workers(cards: list[dict[str, Any]]) -> None:
-    """A line each."""
+    """A line each, and one for each GPU."""
     for card in cards:
         state = "ready" if card["ready"] else card["draining"] or "its group restarts"
         loaded = ", ".join(card["loaded"]) or "nothing"
         click.echo(f"{card['id']}  {card['size']} ranks  {state}  in memory: {loaded}")
+        for rank in card["ranks"]:
+            if rank.get("temperature_c") is not None:
+                used, whole = (rank[n] / 1e9 for n in ("memory_used_bytes", "memory_bytes"))
+                busy = f"{rank['utilization_percent']} %, {rank['temperature_c']} °C"
+                click.echo(f"  {rank['device']}  {busy}, {used:.1f} of {whole:.1f} GB")
 
 
-def seconds(job: dict[str, Any]) -> None:
+def seconds(job: Job) -> None:
     """What each stage took, in the order of the flow, summed over the outputs."""
     metrics = job["metrics"]
     took = [f"{stage} {metrics[stage + '_s']:.1f} s" for stage in STAGES if stage + "_s" in metrics]
@@ -108,7 +121,7 @@ def strip(video: Path, frames: int) -> None:
     click.echo(f"{path.absolute()}  the video as a strip")
 
 
-def table(jobs: list[dict[str, Any]]) -> None:
+def table(jobs: list[Job]) -> None:
     for job in jobs:
         prompt = job["input"]["prompt"]
         text = prompt if isinstance(prompt, str) else f"{prompt[0]} (+{len(prompt) - 1})"
@@ -135,7 +148,7 @@ def _parts(client: Client) -> list[tuple[bool, str]]:
     lines = [(state == "ok", f"{name}: {state}") for name, state in ready["checks"].items()]
     workers = ready["workers"]
     lines.append((bool(workers), f"workers: {', '.join(workers) or 'none'}"))
-    for model in client.call("GET", "/v1/models")["data"]:
+    for model in client.models():
         count = model["workers_ready"]
         lines.append((count > 0, f"model {model['id']}: {count} workers ready"))
     return lines

@@ -98,7 +98,7 @@ def fleet(
 ) -> Iterator[tuple[Supervisor, str]]:
     """A whole fleet for the time of the context; yields its supervisor and the API's URL."""
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)  # prompts lie in there
         (data / "lock").touch()
     except OSError as error:
         raise click.ClickException(f"--data {data}: {error.strerror}") from None
@@ -124,9 +124,11 @@ def fleet(
                 environment.update(storage.environment)
                 environment["FLEET_STORAGE_URL"] = "s3://fleet"
                 environment["FLEET_S3_ENDPOINT"] = storage.url
-            api = servers.api(port)
+            api = servers.api(port, data / "metrics")
             supervisor.start(api)
             supervisor.start(servers.worker(api.url))
+            if environment.get("FLEET_WEBHOOK_SECRET"):
+                supervisor.start(servers.webhooks())
             if flower_port is not None:
                 supervisor.start(servers.flower(flower_port))
             yield supervisor, api.url

@@ -7,20 +7,61 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.connection import away
+from jobs.errors import (
+    ConcurrencyLimited,
+    FleetError,
+    KeyReused,
+    QueueFull,
+    QuotaExceeded,
+    StoreFull,
+)
 from jobs.record import PRIORITIES, JobState
-from jobs.request import JobRequest, Parallel
+from jobs.request import JobRequest, Parallel, apart
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for new jobs. key: the id of his API key, to whose account they go. active_jobs: of
+    his tenant, not over; gpu_seconds: of his tenant, a day; None: no limit."""
+
+    tenant: str = "default"
+    key: str = "none"
+    active_jobs: int | None = None
+    gpu_seconds: float | None = None
+
+
+NOBODY = Asker()
+KEY_REUSED = "This Idempotency-Key came before with another request."
 
 
 def row(
-    id: str, request: JobRequest, queue: str, tenant: str, warnings: list[str] | None
+    id: str, request: JobRequest, queue: str, asker: Asker, warnings: list[str] | None
 ) -> list[Any]:
     """What the scripts are told of a new job."""
     plan = request.parallel
     width = plan.width if isinstance(plan, Parallel) else 1
     deadline_s = "" if request.deadline_s is None else request.deadline_s
     about = [request.model, request.task, width, deadline_s, json.dumps(warnings or [])]
-    asked = request.model_dump_json()
-    return [id, asked, queue, PRIORITIES[request.priority], tenant, *about]
+    asked, pictures = apart(request.model_dump(mode="json"))
+    webhook = request.webhook.model_dump_json() if request.webhook else ""
+    standing = [queue, PRIORITIES[request.priority], asker.tenant]
+    kept = json.dumps(pictures) if pictures else ""
+    return [id, json.dumps(asked), *standing, *about, asker.key, webhook, kept]
+
+
+def refusal(code: int, about: Any, more: list[Any], asker: Asker) -> FleetError:
+    """What a script says where it records nothing new: see lua/api.lua."""
+    if code == -2:
+        return QueueFull(f"{about} jobs are waiting already.", limit=int(more[0]))
+    if code == -3:
+        return StoreFull("Redis has hardly any memory left.")
+    if code == -4:
+        detail = f"{about} jobs of {asker.active_jobs} are not over yet."
+        return ConcurrencyLimited(detail, limit=asker.active_jobs)
+    if code == -5:
+        detail = f"Today's {asker.gpu_seconds:g} GPU seconds are used."
+        return QuotaExceeded(detail, retry_after_s=int(about), limit=asker.gpu_seconds)
+    return KeyReused(KEY_REUSED)
 
 
 @dataclass(frozen=True)
@@ -50,14 +91,27 @@ class Batches:
         self,
         id: str,
         jobs: Sequence[tuple[str, JobRequest, list[str]]],
-        tenant: str = "default",
+        asker: Asker = NOBODY,
         queue: str = "gpu",
         key: str = "",
         body_hash: str = "",
     ) -> tuple[str, bool]:
         """jobs: id, request and warnings of each. Answers and raises as JobStore.submit()."""
-        rows = [row(job, request, queue, tenant, warnings) for job, request, warnings in jobs]
-        return self._record("submit_all", [id, tenant, queue, key, body_hash], [json.dumps(rows)])
+        rows = [row(job, request, queue, asker, warnings) for job, request, warnings in jobs]
+        args = [id, asker.tenant, queue, key, body_hash]
+        return self._record("submit_all", asker, args, [json.dumps(rows)])
+
+    @away
+    def came_before(self, tenant: str, key: str, body_hash: str) -> str | None:
+        """As JobStore.came_before()."""
+        if not key:
+            return None
+        id, body = self._redis.hmget(f"{self._prefix}:idem-batch:{tenant}:{key}", "id", "body")
+        if not (id and self.get(id, tenant)):
+            return None
+        if body != body_hash:
+            raise KeyReused(KEY_REUSED)
+        return str(id)
 
     @away
     def get(self, id: str, tenant: str = "default") -> Batch | None:

@@ -3,9 +3,17 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from jobs.errors import SettingsError
 
@@ -49,7 +57,8 @@ class Shape(_Frozen):
         if self.heads is None:
             return "This model's tokens can't be split over ranks; use data or cfg."
         if self.heads % ulysses:
-            allowed = [u for u in range(1, ulysses) if self.heads % u == 0]
+            most = min(ulysses - 1, self.heads)  # callers ask for 10**30, too
+            allowed = [u for u in range(1, most + 1) if self.heads % u == 0]
             return (
                 f"ulysses={ulysses} does not divide the model's {self.heads} attention heads; "
                 f"{max(allowed)} does, and ring has no such limit."
@@ -66,13 +75,64 @@ class Shape(_Frozen):
         return (latent,) if self.text_tokens is None else (latent, self.text_tokens)
 
 
+class LoraSpec(_Frozen):
+    """A LoRA that a model may be asked to wear. weights: as a model's. file: the one of its
+    repository with the weights. file_2: the one for the second denoiser, where a model has two and
+    each has its own (Wan 2.2)."""
+
+    weights: str
+    file: str = Field("pytorch_lora_weights.safetensors", pattern=r"\.safetensors$")
+    file_2: str | None = Field(None, pattern=r"\.safetensors$")
+    description: str = ""
+
+    def source(self, models_dir: Path) -> str:
+        """As a model's."""
+        return _source(self.weights, models_dir)
+
+
+class OwnField(_Frozen):
+    """A field of `extra`: what the call of this model's pipeline takes by that name."""
+
+    type: Literal["number", "integer", "boolean", "string"]
+    default: float | int | bool | str
+    minimum: float | None = None
+    maximum: float | None = None
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _bounds_are_of_numbers(self) -> "OwnField":
+        if self.type not in ("number", "integer") and (self.minimum, self.maximum) != (None, None):
+            raise ValueError(f"a {self.type} has no bounds.")
+        return self
+
+
+# What every pipeline is called with, by the request or by us.
+OURS = {
+    *("prompt", "negative_prompt", "n", "seed", "width", "height", "num_frames", "fps", "image"),
+    *("num_inference_steps", "guidance_scale", "mask", "strength", "loras", "extra", "generator"),
+    *("latents", "output_type", "return_dict", "callback_on_step_end"),
+    "callback_on_step_end_tensor_inputs",
+}
+
+
+def _own(name: str) -> str:
+    if name in OURS or name.endswith(("_embeds", "_embeds_mask")):
+        raise ValueError(f"{name} is no model's own.")
+    return name
+
+
+OwnName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$"), AfterValidator(_own)]
+_TYPES = {"number": float, "integer": int, "boolean": bool, "string": str}
+
+
 class ModelSpec(_Frozen):
     """weights: a hub id ("org/name"), a folder ("/…"), a folder of FLEET_MODELS_DIR ("./…"), or one
-    that comes with the worker ("shipped:…"). adapter: a module with load() and run() in place of
-    the tasks' own. guidance: whether a step has a pass with the prompt and one without, which
-    the ranks of a replica may share: "two-pass", named by the pipeline in cache_context(), or
-    "batched", as the halves of one batch. compiled: on a GPU the denoiser's repeated block is
-    compiled, which costs each plan and size some 10 s once."""
+    that comes with the worker ("shipped:…"). loras, extra: by the names that requests give them.
+    adapter: a module with load() and run() in place of the tasks' own. guidance: whether a step has
+    a pass with the prompt and one without, which the ranks of a replica may share: "two-pass",
+    named by the pipeline in cache_context(), or "batched", as the halves of one batch. compiled: on
+    a GPU the denoiser's repeated block is compiled, which costs each plan and size some 10 s
+    once."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     weights: str
@@ -86,18 +146,43 @@ class ModelSpec(_Frozen):
     shape: Shape
     limits: Limits = Limits()
     defaults: dict[str, Any] = {}
+    extra: dict[OwnName, OwnField] = {}
+    loras: dict[str, LoraSpec] = {}
 
     def source(self, models_dir: Path) -> str:
         """What from_pretrained() takes: a folder's path or a hub id."""
-        if self.weights.startswith("./"):
-            return str(models_dir / self.weights)
-        if self.weights.startswith("shipped:"):
-            return str(SHIPPED / self.weights.removeprefix("shipped:"))
-        return self.weights
+        return _source(self.weights, models_dir)
+
+    @model_validator(mode="after")
+    def _defaults_are_allowed(self) -> "ModelSpec":
+        self.extra_class().model_validate({name: own.default for name, own in self.extra.items()})
+        return self
+
+    def extra_class(self) -> type[BaseModel]:
+        """What `extra` of a request for this model must be."""
+        fields: dict[str, Any] = {
+            name: (
+                _TYPES[own.type],
+                Field(own.default, ge=own.minimum, le=own.maximum, description=own.description),
+            )
+            for name, own in self.extra.items()
+        }
+        strict = ConfigDict(
+            extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+        )
+        return create_model("Extra", __config__=strict, **fields)
 
     def guides(self, guidance_scale: float) -> bool:
         """Whether each step has two passes, which the ranks of a replica may share."""
         return self.guidance != "none" and guidance_scale > 1
+
+
+def _source(weights: str, models_dir: Path) -> str:
+    if weights.startswith("./"):
+        return str(models_dir / weights)
+    if weights.startswith("shipped:"):
+        return str(SHIPPED / weights.removeprefix("shipped:"))
+    return weights
 
 
 Catalog = Mapping[str, ModelSpec]

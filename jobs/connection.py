@@ -36,6 +36,22 @@ def away(call: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
+def told_as_lost(call: Callable[P, R]) -> Callable[P, R]:
+    """For celery: it comes back to a Redis that is away, and ends with any other error, also of one
+    that takes no writes. Raises: redis.ConnectionError."""
+
+    @functools.wraps(call)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except redis.ResponseError as error:
+            if not _REFUSALS.search(str(error)):
+                raise
+            raise redis.ConnectionError(f"Redis takes no writes: {error}") from error
+
+    return asked
+
+
 def connect(url: str) -> Any:
     """Answers or raises within about 2 s."""
     return redis.Redis.from_url(

@@ -5,22 +5,38 @@ FleetError
 ├── RequestError                 the caller's mistake; nothing is enqueued
 │   ├── MalformedJson            400
 │   ├── UnsupportedTask          400
+│   ├── Unauthorized             401
+│   ├── Forbidden                403
 │   ├── NotFound                 404
 │   ├── ModelNotFound            404
+│   ├── VideoNotReady            404
 │   ├── NotReady                 409, ask again later
 │   ├── JobActive                409
 │   ├── OutputExpired            410
+│   ├── TooLarge                 413
 │   ├── InvalidRequest           422
+│   ├── InputFetchRefused        422, a picture's URL that we do not go to
+│   ├── InputFetchFailed         422, one that does not answer with a picture in time
 │   ├── KeyReused                422
 │   ├── QueueFull                429, ask again later
-│   └── TooManyStreams           429, ask again later
+│   ├── RateLimited              429, ask again later
+│   ├── ConcurrencyLimited       429, ask again later
+│   ├── QuotaExceeded            429, ask again tomorrow
+│   ├── TooManyStreams           429, ask again later
+│   ├── NoResult                 500, a job that was waited for has ended without one
+│   └── WaitTimeout              504, a job that was waited for goes on
 ├── StoreUnavailable             Redis is away
 │   └── StoreFull                its memory is nearly full: new jobs are refused
 ├── StorageUnavailable           the object storage is away
+│   └── StorageRefused           it is there, and does not accept our key
+├── UrlRefused                   a URL that we do not go to, or whose answer we do not take
+│   └── UrlTooLarge              for its size
+├── UrlUnreachable               its host is unknown, silent or late, or answers with an error
 ├── LeaseLost                    another attempt owns the job now: stop, publish nothing
 └── JobError                     a job's end, or the end of one attempt
     ├── InvalidInput             never tried again
     ├── ModelLoadFailed          never tried again
+    ├── ModelUnavailable         its hub, or the way there, is away: tried again, later
     ├── OutOfMemory              tried again once, on a plan that needs less memory
     ├── GroupFault               the group is killed and started again, the job at once
     │   ├── RankDied
@@ -60,9 +76,32 @@ class RequestError(FleetError):
     code: ClassVar[str] = "invalid_request"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str, *problems: Problem) -> None:
+    def __init__(
+        self, detail: str, *problems: Problem, retry_after_s: int = 2, limit: float | None = None
+    ) -> None:
+        """limit: the one that refused, of which nothing is left for retry_after_s."""
         super().__init__(detail)
-        self.problems = problems
+        self.problems, self.retry_after_s, self.limit = problems, retry_after_s, limit
+
+
+class Unauthorized(RequestError):
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(RequestError):
+    status, code = 403, "forbidden"
+
+
+class RateLimited(RequestError):
+    status, code, retryable = 429, "rate_limited", True
+
+
+class ConcurrencyLimited(RequestError):
+    status, code, retryable = 429, "concurrency_limited", True
+
+
+class QuotaExceeded(RequestError):
+    status, code, retryable = 429, "quota_exceeded", True
 
 
 class MalformedJson(RequestError):
@@ -81,6 +120,10 @@ class ModelNotFound(RequestError):
     status, code = 404, "model_not_found"
 
 
+class VideoNotReady(RequestError):
+    status, code = 404, "video_not_ready"
+
+
 class NotReady(RequestError):
     status, code, retryable = 409, "not_ready", True
 
@@ -93,8 +136,20 @@ class OutputExpired(RequestError):
     status, code = 410, "output_expired"
 
 
+class TooLarge(RequestError):
+    status, code = 413, "payload_too_large"
+
+
 class InvalidRequest(RequestError):
     pass
+
+
+class InputFetchRefused(RequestError):
+    code = "input_fetch_refused"
+
+
+class InputFetchFailed(RequestError):
+    code = "input_fetch_failed"
 
 
 class QueueFull(RequestError):
@@ -103,6 +158,18 @@ class QueueFull(RequestError):
 
 class TooManyStreams(RequestError):
     status, code, retryable = 429, "too_many_streams", True
+
+
+class NoResult(RequestError):
+    status = 500
+
+    def __init__(self, detail: str, code: str) -> None:
+        super().__init__(detail)
+        self.code = code  # type: ignore[misc]  # the job's own
+
+
+class WaitTimeout(RequestError):
+    status, code = 504, "wait_timeout"
 
 
 class KeyReused(RequestError):
@@ -118,6 +185,22 @@ class StoreFull(StoreUnavailable):
 
 
 class StorageUnavailable(FleetError):
+    pass
+
+
+class StorageRefused(StorageUnavailable):
+    pass
+
+
+class UrlRefused(FleetError):
+    pass
+
+
+class UrlTooLarge(UrlRefused):
+    pass
+
+
+class UrlUnreachable(FleetError):
     pass
 
 
@@ -150,6 +233,10 @@ class ModelLoadFailed(JobError):
     code = "model_load_failed"
 
 
+class ModelUnavailable(JobError):
+    code, retryable = "model_unavailable", True
+
+
 class OutOfMemory(JobError):
     code = "out_of_memory"
 
@@ -177,6 +264,9 @@ class WorkerLost(JobError):
 class Poisoned(JobError):
     code = "poisoned"
 
+    def __init__(self) -> None:
+        super().__init__("Three workers were lost while running this job.")
+
 
 class DeadlineExceeded(JobError):
     code = "deadline_exceeded"
@@ -198,13 +288,7 @@ class Internal(JobError):
 JOB_ERRORS: dict[str, type[JobError]] = {
     kind.code: kind
     for kind in (
-        InvalidInput,
-        ModelLoadFailed,
-        OutOfMemory,
-        RankDied,
-        GpuFault,
-        RankHung,
-        SpoolFailed,
-        Internal,
+        *(InvalidInput, ModelLoadFailed, ModelUnavailable, OutOfMemory, RankDied, GpuFault),
+        *(RankHung, SpoolFailed, Internal),
     )
 }

@@ -32,6 +32,7 @@ def parse_request(body: Any, catalog: Catalog) -> tuple[JobRequest, list[str]]:
         raise _refusal([_problem(e, filled, REQUESTS[task]) for e in error.errors()]) from None
     problems = [
         *_beyond_limits(spec, request),
+        *_not_the_models_own(spec, request),
         *_impossible_plan(spec, request),
         *_unreadable(request),
     ]
@@ -60,28 +61,21 @@ def _task(body: dict[str, Any], spec: ModelSpec) -> Task:
     return cast(Task, task)
 
 
-# What api.md names for some tasks, or for none of today's: harmless when empty.
-_EMPTY: dict[str, Any] = {"image": None, "mask": None, "strength": None, "loras": [], "extra": {}}
-
-
 def _fill(body: dict[str, Any], spec: ModelSpec, task: Task) -> tuple[dict[str, Any], list[str]]:
     filled = {key: value for key, value in body.items() if value is not None}
     filled["task"] = task
     warnings = []
-    if filled.pop("preview", None) is not None:
-        warnings.append("preview: no preview pictures are made yet; ignored.")
-    if isinstance(output := filled.get("output"), dict) and "thumbnail" in output:
-        filled["output"] = {key: value for key, value in output.items() if key != "thumbnail"}
-        warnings.append("output.thumbnail: no thumbnails are made yet; ignored.")
+    for part in ("output", "webhook"):
+        if isinstance(given := filled.get(part), dict):
+            filled[part] = {key: value for key, value in given.items() if value is not None}
     given = filled.get("input")
     if isinstance(given, dict) and given.get("negative_prompt") and not spec.negative_prompt:
         warnings.append(f"input.negative_prompt: {spec.id} takes none; ignored.")
     if isinstance(given, dict):
-        asked = {
-            key: value
-            for key, value in given.items()
-            if value is not None and not (key in _EMPTY and value == _EMPTY[key])
-        }
+        asked = {key: value for key, value in given.items() if value is not None}
+        if isinstance(extra := asked.get("extra", {}), dict):
+            own = {name: field.default for name, field in spec.extra.items()}
+            asked["extra"] = own | {k: v for k, v in extra.items() if v is not None}
         filled["input"] = {"seed": secrets.randbelow(2**32), **defaults(spec, task), **asked}
     return filled, warnings
 
@@ -91,9 +85,10 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _problem(error: Any, body: Any, kind: type[BaseModel]) -> Problem:
-    """pydantic's error with a pointer into the caller's body: union tags in its path drop out."""
-    pointer, here = "", body
+def _problem(error: Any, body: Any, kind: type[BaseModel], pointer: str = "") -> Problem:
+    """pydantic's error with a pointer into the caller's body, in which `body` is at `pointer`:
+    union tags in its path drop out."""
+    here = body
     model: Any = kind
     for part in error["loc"]:
         inside = isinstance(here, dict) and part in here
@@ -140,7 +135,7 @@ def _beyond_limits(spec: ModelSpec, request: JobRequest) -> list[Problem]:
         if side % limits.side_step or not limits.min_side <= side <= limits.max_side:
             refuse(
                 field,
-                f"{side} is no multiple of {limits.side_step} "
+                f"A {field} of {side} is no multiple of {limits.side_step} "
                 f"between {limits.min_side} and {limits.max_side}.",
             )
     if asked.width * asked.height > limits.max_pixels:
@@ -149,7 +144,7 @@ def _beyond_limits(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     if (asked.frames - 1) % limits.frames_step or asked.frames > limits.max_frames:
         refuse(
             "num_frames",
-            f"{asked.frames} is not 1 + a multiple of {limits.frames_step}, "
+            f"{asked.frames} frames are not 1 + a multiple of {limits.frames_step}, "
             f"at most {limits.max_frames}.",
         )
     if asked.num_inference_steps > limits.max_steps:
@@ -161,6 +156,25 @@ def _beyond_limits(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     for field, values in texts.items():
         if max(map(len, values)) > limits.max_prompt_chars:
             refuse(field, f"A prompt has at most {limits.max_prompt_chars} characters.")
+    return problems
+
+
+def _not_the_models_own(spec: ModelSpec, request: JobRequest) -> list[Problem]:
+    """LoRAs and fields of `extra` that this model does not have."""
+    problems, names = [], [lora.name for lora in request.input.loras]
+    for index, name in enumerate(names):
+        pointer = f"/input/loras/{index}/name"
+        if name not in spec.loras:
+            close = _did_you_mean(name, list(spec.loras))
+            detail = f"{spec.id} has no LoRA {name[:80]!r}.{close}"
+            problems.append(Problem(pointer, "unknown_lora", detail))
+        elif name in names[:index]:
+            problems.append(Problem(pointer, "duplicate", f"{name} comes twice."))
+    own, extra = spec.extra_class(), request.input.extra
+    try:
+        own.model_validate(extra)
+    except ValidationError as error:
+        problems += [_problem(e, extra, own, "/input/extra") for e in error.errors()]
     return problems
 
 
@@ -193,6 +207,9 @@ def _impossible_plan(spec: ModelSpec, request: JobRequest) -> list[Problem]:
         problems.append(Problem("/parallel/shard", "plan", detail))
     if plan.spread_encoder and (plan.shard or plan.width == 1):
         detail = "Its layers are shared already." if plan.shard else "One rank has no others."
+        problems.append(Problem("/parallel/spread_encoder", "plan", detail))
+    elif plan.spread_encoder and asked.loras:
+        detail = "A text encoder that is spread wears no LoRAs."
         problems.append(Problem("/parallel/spread_encoder", "plan", detail))
     counts = spec.shape.token_counts(asked.width, asked.height, asked.frames)
     if reason := spec.shape.refuses(plan.ulysses, plan.ring, counts):

@@ -7,7 +7,8 @@
       └──reap────> expired
 
 queued     waits to be claimed, at ready_at at the earliest; moved by a worker's claim. If every
-           worker dies it stays, and the reaper of the next one sends its hint again.
+           worker dies it stays, and the reaper of the next one sends its hint again. Once an
+           attempt has begun to publish, only a claim moves it: the storage has to be asked.
 running    owned by the holder of `token` until lease_until; moved by that holder. If the holder
            dies the reaper puts it back (WorkerLost), and after three such crashes it is failed.
 the rest   final: nothing moves them.
@@ -44,6 +45,9 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.EXPIRED: frozenset(),
 }
 
+# What callers read, and list by: see Job.status.
+STATUSES = [*(state.value for state in JobState), "canceling"]
+
 # What a smaller number means to claim: sooner.
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
@@ -62,7 +66,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One output file. key: where it lies in the object storage; bytes: its size."""
+    """One output file. key: where it lies in the object storage; bytes: its size. thumbnail: the
+    key of a small picture of it, a WebP."""
 
     index: int
     key: str
@@ -74,6 +79,7 @@ class Artifact:
     bytes: int
     sha256: str
     seed: int
+    thumbnail: str | None = None  # records and manifests of before have none
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,8 @@ class Job:
 
     @property
     def status(self) -> str:
-        """The state as api.md names it: a wish to cancel shows while the job still runs."""
-        canceling = self.state is JobState.RUNNING and self.cancel_wished
+        """The state as api.md names it: a wish to cancel shows until the job has ended."""
+        canceling = self.cancel_wished and not self.state.final
         return "canceling" if canceling else self.state.value
 
 
@@ -116,8 +122,9 @@ class Job:
 class Claim:
     """What a worker owns: the right to finish this job, until somebody with a newer token does.
 
-    deadline_s: seconds left at the time of the claim. crashes, errors: earlier attempts that
-    ended by a lost worker, by an error.
+    deadline_s: seconds left at the time of the claim; below 0 only where committing. errors: of
+    earlier attempts. committing: one of them had begun to publish, and whether it has published
+    the storage knows; canceled, poisoned: how the job is to end if it has not.
     """
 
     id: str
@@ -126,6 +133,9 @@ class Claim:
     request: str
     deadline_s: float | None
     errors: list[dict[str, Any]]
+    committing: bool = False
+    canceled: bool = False
+    poisoned: bool = False
 
 
 def job_from_hash(fields: Mapping[str, str]) -> Job:

@@ -1,8 +1,11 @@
 """Every environment variable, read once into one frozen dataclass. `.env.example` lists them."""
 
+import base64
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,15 @@ from urllib.parse import urlsplit
 
 from jobs.errors import SettingsError
 
-CLIENT_ONLY = {"FLEET_URL"}  # read by the command line, which imports nothing of this
+CLIENT_ONLY = {
+    "FLEET_URL",
+    "FLEET_API_KEY",
+}  # read by the command line, which imports nothing of this
 
 CATALOG = Path(__file__).with_name("models.toml")
 DATA_DIR = Path("~/.local/share/diffusion-fleet").expanduser()
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,24 @@ class Settings:
     recycle_jobs: int = 0  # after which a group's ranks are started anew; 0: never
     recycle_growth_bytes: int = 0  # the same for the growth of their processes
     deaf_s: float = 60  # that a worker may be idle while jobs wait
+    embed_parameters: bool = True  # a file carries the request that made it
+    embed_provenance: bool = True  # and says that a model drew it
     debug: bool = False  # ranks compare their latents at every step
     max_queued: int = 100_000  # jobs; more are refused
     max_queued_per_tenant: int = 10_000
     spool_free_bytes: int = 2_000_000_000  # a worker with less takes no jobs
-    max_streams: int = 200  # of events, that one web process keeps open
+    max_streams: int = 200  # that one web process keeps open, and waits: below its threads
+    api_keys_file: Path | None = None  # None: no keys, and loopback only
+    public_url: str | None = None  # None: links lead to where the request came in
+    api_open: bool = False  # without keys, and not on loopback only
+    rate_per_minute: int = 0  # requests of a tenant whose key says nothing else; 0: any
     max_wait_s: int = 60  # cap of `Prefer: wait`
+    openai_wait_s: int = 590  # for the pictures that an OpenAI client waits for
     max_body_bytes: int = 20_000_000
+    fetch_http: bool = False  # URLs from outside may begin with http://
+    fetch_private: tuple[Network, ...] = ()  # they may lead there too
+    metrics_token: str | None = field(default=None, repr=False)  # None: /metrics on loopback only
+    webhook_secret: bytes | None = field(default=None, repr=False)  # None: there are no webhooks
 
     @property
     def spool(self) -> Path:
@@ -86,6 +105,19 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def _public(text: str) -> str:
+    """Of a scheme, a host, perhaps a port and a prefix; without the last slash."""
+    _url("http", "https")(text)
+    parts = urlsplit(text)
+    odd = parts.query or parts.fragment or "@" in parts.netloc or not parts.hostname
+    if odd or not re.fullmatch(r"[A-Za-z0-9._~:\[\]-]+", parts.netloc):
+        raise ValueError("must be like https://fleet.example.com or https://example.com/fleet")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", parts.path) or "/." in parts.path:
+        raise ValueError("has a path that is no prefix such as /fleet")
+    _ = parts.port  # raises, where it is none
+    return text.rstrip("/")
+
+
 def _redis(text: str) -> str:
     _url("redis", "rediss")(text)
     database = urlsplit(text).path.strip("/")
@@ -108,6 +140,30 @@ def _switch(text: str) -> bool:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(word) for word in _words(text))
+    except ValueError as error:
+        raise ValueError(f"must hold networks such as 10.1.0.0/16, with commas: {error}") from None
+
+
+def _secret(text: str) -> bytes:
+    """As Standard Webhooks writes one: whsec_ and the base64 of 24 to 64 bytes."""
+    try:
+        secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        secret = b""
+    if not text.startswith("whsec_") or not 24 <= len(secret) <= 64:
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
+    return secret
+
+
+def _token(text: str) -> str:
+    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must have at least 16 printable characters, none of them a blank")
+    return text
 
 
 def _absolute(text: str) -> Path:
@@ -137,13 +193,24 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "FLEET_RECYCLE_JOBS": ("recycle_jobs", _number(int, 0, 10_000_000)),
     "FLEET_RECYCLE_GROWTH_BYTES": ("recycle_growth_bytes", _number(int, 0, 2**60)),
     "FLEET_DEAF_S": ("deaf_s", _number(float, 1, 86400)),
+    "FLEET_EMBED_PARAMETERS": ("embed_parameters", _switch),
+    "FLEET_EMBED_PROVENANCE": ("embed_provenance", _switch),
     "FLEET_DEBUG": ("debug", _switch),
     "FLEET_MAX_QUEUED": ("max_queued", _number(int, 1, 10_000_000)),
     "FLEET_MAX_QUEUED_PER_TENANT": ("max_queued_per_tenant", _number(int, 1, 10_000_000)),
     "FLEET_SPOOL_FREE_BYTES": ("spool_free_bytes", _number(int, 0, 2**60)),
-    "FLEET_MAX_STREAMS": ("max_streams", _number(int, 0, 10_000)),
+    "FLEET_MAX_STREAMS": ("max_streams", _number(int, 1, 10_000)),
+    "FLEET_API_KEYS_FILE": ("api_keys_file", _absolute),
+    "FLEET_PUBLIC_URL": ("public_url", _public),
+    "FLEET_API_OPEN": ("api_open", _switch),
+    "FLEET_RATE_PER_MINUTE": ("rate_per_minute", _number(int, 0, 1_000_000)),
     "FLEET_MAX_WAIT_S": ("max_wait_s", _number(int, 0, 3600)),
+    "FLEET_OPENAI_WAIT_S": ("openai_wait_s", _number(int, 1, 3600)),
     "FLEET_MAX_BODY_BYTES": ("max_body_bytes", _number(int, 1024, 1_000_000_000)),
+    "FLEET_FETCH_HTTP": ("fetch_http", _switch),
+    "FLEET_FETCH_PRIVATE": ("fetch_private", _networks),
+    "FLEET_METRICS_TOKEN": ("metrics_token", _token),
+    "FLEET_WEBHOOK_SECRET": ("webhook_secret", _secret),
 }
 
 
@@ -158,11 +225,14 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
             continue
         if name not in VARIABLES:
             raise SettingsError(f"{name} is no setting of the fleet; see .env.example.")
-        field, parse = VARIABLES[name]
+        setting, parse = VARIABLES[name]
         try:
-            values[field] = parse(text)
+            values[setting] = parse(text)
         except ValueError as error:
-            shown = name if "URL" in name else f"{name}={text!r}"  # a URL may hold a password
+            private = any(
+                word in name for word in ("URL", "SECRET", "TOKEN")
+            )  # a URL may hold a password
+            shown = name if private else f"{name}={text!r}"
             raise SettingsError(f"{shown} {error}.") from None
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         values["visible_gpus"] = len(list(takewhile(_is_gpu, visible.split(","))))

@@ -1,29 +1,37 @@
 """JobStore: the job's life in Redis. The only Redis code here; the steps are in lua/."""
 
 import json
-import operator
 import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from jobs.batches import Batches, row
+from jobs.batches import KEY_REUSED, NOBODY, Asker, Batches, refusal, row
 from jobs.connection import away, connect
-from jobs.errors import KeyReused, LeaseLost, Poisoned, QueueFull, StoreFull, WorkerLost
+from jobs.errors import DeadlineExceeded, KeyReused, LeaseLost, OutputExpired
 from jobs.events import Events
+from jobs.lists import Lists
+from jobs.logs import Logs
+from jobs.outbox import Outbox
+from jobs.previews import Previews
+from jobs.queues import Queues
 from jobs.record import Artifact, Claim, Job, JobState, job_from_hash
-from jobs.request import JobRequest
+from jobs.request import JobRequest, apart, whole
+from jobs.tenants import Tenants
+from jobs.upkeep import Upkeep
+from jobs.uploads import Uploads
 from jobs.workers import Workers
 
-_PARTS = ("begin", "api", "batches", "worker", "reaper", "end")
-_LUA = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in _PARTS)
-_WORKER_LOST = json.dumps(WorkerLost("The worker of this attempt is gone.").answer())
-_POISONED = json.dumps(Poisoned("Three workers were lost while running this job.").answer())
+_PARTS = ("begin", "outbox", "api", "batches", "worker", "reaper", "end")
+# What runs ends, and what is deleted goes, also where Redis takes nothing new for want of memory.
+_LUA = "#!lua flags=allow-oom\n" + "\n".join(
+    (Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in _PARTS
+)
+_LATE = json.dumps(DeadlineExceeded("No time was left for another attempt.").answer())
 
 
 def _json(value: dict[str, Any] | None) -> str:
@@ -55,9 +63,17 @@ class JobStore:
         self._prefix = prefix
         self.batches = Batches(self._redis, prefix, self._create)
         self.events = Events(self._redis, prefix)
+        self.lists = Lists(self._redis, prefix)
+        self.logs = Logs(self._redis, prefix)
+        self.outbox = Outbox(self._redis, prefix, self._step)
+        self.previews = Previews(self._redis, prefix)
+        self.queues = Queues(self._redis, prefix)
+        self.tenants = Tenants(self._redis, prefix)
+        self.upkeep = Upkeep(self._step, lease_s)
+        self.uploads = Uploads(self._redis, prefix)
         self.workers = Workers(self._redis, prefix)
         self._lease_s = lease_s
-        self._limits = max_queued, max_queued_per_tenant
+        self._limits = {"queued": max_queued, "queued_of_tenant": max_queued_per_tenant}
 
     def _step(self, name: str, *args: object) -> Any:
         return self._script(keys=[self._prefix], args=[name, *map(str, args)])
@@ -70,40 +86,62 @@ class JobStore:
         self,
         request: JobRequest,
         *,
-        tenant: str = "default",
+        asker: Asker = NOBODY,
         queue: str = "gpu",
         warnings: list[str] | None = None,
         key: str = "",
         body_hash: str = "",
         retry_of: str = "",
+        id: str = "",
     ) -> tuple[str, bool]:
         """Answers the job's id and whether it is new. key: the caller's idempotency key. retry_of:
-        the job that this one does again, which is no longer listed as dead.
+        the job that this one does again, which is no longer listed as dead. id: of new_id(), for
+        who may come again with it: it is one job. The record is on disk when this returns, where
+        Redis keeps an append-only file. Raises: KeyReused, when `key` came before with another
+        body; QueueFull, ConcurrencyLimited, QuotaExceeded."""
+        new = row(id or new_id(), request, queue, asker, warnings)
+        return self._create("submit", asker, [*new, key, body_hash, retry_of])
 
-        The record is on disk when this returns, where Redis keeps an append-only file.
-        Raises: KeyReused, when `key` came before with another body; QueueFull.
-        """
-        new = row(new_id(), request, queue, tenant, warnings)
-        return self._create("submit", [*new, key, body_hash, retry_of])
-
-    def _create(self, step: str, args: list[Any], more: Sequence[Any] = ()) -> tuple[str, bool]:
-        args = [step, *args, *self._limits, *more]
-        with self._redis.pipeline(transaction=False) as pipe:
-            self._script(keys=[self._prefix], client=pipe, args=args)
-            pipe.execute_command("WAITAOF", 1, 0, 500)
-            answer, flushed = pipe.execute(raise_on_error=False)
+    def _create(
+        self, step: str, asker: Asker, args: list[Any], more: Sequence[Any] = ()
+    ) -> tuple[str, bool]:
+        limits = {"active": asker.active_jobs, "gpu_s": asker.gpu_seconds}
+        known = {name: limit for name, limit in limits.items() if limit is not None}
+        args = [step, *args, json.dumps({**self._limits, **known}), *more]
+        answer, flushed = self._flushed(args)
+        if isinstance(answer, redis.exceptions.NoScriptError):  # Redis was started anew
+            self._redis.script_load(_LUA)
+            answer, flushed = self._flushed(args)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(flushed, (redis.ConnectionError, redis.TimeoutError)):
             raise flushed
-        created, id = answer
-        if created == -2:
-            raise QueueFull(f"{id} jobs are waiting already.")
-        if created == -3:
-            raise StoreFull("Redis has hardly any memory left.")
+        created, id, *rest = answer
         if created < 0:
-            raise KeyReused("This Idempotency-Key came before with another request.")
+            raise refusal(created, id, rest, asker)
         return id, bool(created)
+
+    def _flushed(self, args: list[Any]) -> tuple[Any, Any]:
+        """The script's answer and WAITAOF's, or their exceptions, in one round trip: redis-py's own
+        script in a pipeline first asks whether Redis knows it."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.evalsha(self._script.sha, 1, self._prefix, *args)
+            pipe.execute_command("WAITAOF", 1, 0, 500)
+            answer, flushed = pipe.execute(raise_on_error=False)
+        return answer, flushed
+
+    @away
+    def came_before(self, tenant: str, key: str, body_hash: str) -> str | None:
+        """The job that this request has made already: nothing need be fetched for it again. No
+        promise, submit() looks once more. Raises: KeyReused."""
+        if not key:
+            return None
+        id, body = self._redis.hmget(self._key(f"idem:{tenant}:{key}"), "id", "body")
+        if not (id and self.get(id, tenant)):
+            return None
+        if body != body_hash:
+            raise KeyReused(KEY_REUSED)
+        return str(id)
 
     @away
     def hinted(self, id: str) -> None:
@@ -113,9 +151,18 @@ class JobStore:
     @away
     def get(self, id: str, tenant: str = "default") -> Job | None:
         fields = self._redis.hgetall(self._key(f"job:{id}"))
-        if not fields or fields["tenant"] != tenant or "deleted" in fields:
+        if fields.get("tenant") != tenant or "deleted" in fields:
             return None
         return job_from_hash(fields)
+
+    @away
+    def request(self, job: Job) -> dict[str, Any]:
+        """The whole of it: a record has only what is shown of pictures. Raises: OutputExpired,
+        where these are gone."""
+        text = self._redis.get(self._key(f"pictures:{job.id}"))
+        if text is None and apart(job.request)[1]:
+            raise OutputExpired(f"The pictures of job {job.id} are gone.")
+        return whole(job.request, json.loads(text or "{}"))
 
     @away
     def seq(self, id: str) -> int:
@@ -123,68 +170,15 @@ class JobStore:
         return int(self._redis.hget(self._key(f"job:{id}"), "seq") or 0)
 
     @away
-    def position(self, job: Job) -> int | None:
-        """How many jobs are before this one in its queue."""
-        rank: int | None = self._redis.zrank(self._key(f"queued:{job.queue}"), job.id)
-        return rank
-
-    @away
-    def list_jobs(
-        self,
-        tenant: str = "default",
-        state: JobState | None = None,
-        batch: str = "",
-        limit: int = 20,
-        after: str = "",
-        newest_first: bool = True,
-    ) -> tuple[list[Job], str | None]:
-        """A page of jobs and the cursor of the next one. after: the cursor of the page before.
-        batch, or state: only those."""
-        index = self._key(f"jobs:{tenant}:{state}" if state else f"jobs:{tenant}")
-        if batch:
-            index = self._key(f"batch:{batch}:jobs")
-        score, _, last = after.partition("/")
-        low, high = ("-inf", score or "+inf") if newest_first else (score or "-inf", "+inf")
-        start, end = (high, low) if newest_first else (low, high)
-        window = {"desc": newest_first, "byscore": True, "withscores": True}
-        spare = 20  # rows that share the cursor's time, which are skipped below
-        rows: list[tuple[str, float]] = self._redis.zrange(
-            index, start, end, **window, offset=0, num=limit + spare
-        )
-        if last:
-            mark = (float(score), last)
-            beyond = operator.lt if newest_first else operator.gt
-            rows = [(id, at) for id, at in rows if beyond((at, id), mark)]
-        page = rows[:limit]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for id, _at in page:
-                pipe.hgetall(self._key(f"job:{id}"))
-            found = [f for f in pipe.execute() if f and "deleted" not in f]
-        jobs = [job_from_hash(f) for f in found if f["tenant"] == tenant]
-        more = len(rows) > limit
-        return jobs, f"{page[-1][1]!r}/{page[-1][0]}" if more else None
-
-    @away
-    def dead(self, tenant: str = "default", limit: int = 100) -> list[Job]:
-        """The jobs that faults ended and nobody has retried, the latest first."""
-        ids = self._redis.zrange(self._key("dead"), 0, -1, desc=True)
-        jobs = (self.get(id, tenant) for id in ids)
-        return list(islice((job for job in jobs if job is not None), limit))
-
-    @away
     def cancel(self, id: str, tenant: str = "default") -> bool:
-        """Queued: canceled at once. Running: the wish is set. Final: nothing. False: unknown."""
+        """Queued: canceled at once, unless an attempt may have published. Running: the wish is set.
+        Final: nothing. False: unknown."""
         return self._step("cancel", id, tenant) is not None
 
     @away
     def delete(self, id: str, tenant: str = "default") -> bool:
         """Cancels, hides the job at once, and has the reaper remove its artifacts and record."""
         return self._step("delete", id, tenant) is not None
-
-    @away
-    def purged(self, id: str) -> None:
-        """The artifacts of a deleted job are gone: so goes its record."""
-        self._step("purged", id)
 
     @away
     def claim(
@@ -195,21 +189,25 @@ class JobStore:
         loaded: Collection[str] = (),
         loaded_elsewhere: Collection[str] = (),
         known: Collection[str] = (),
+        nonce: str = "",
     ) -> Claim | None:
         """The next job that `ranks` ranks can run, now ours for a lease; None: nothing to do.
 
         loaded: models that this worker has in memory; loaded_elsewhere: those of workers that are
         idle. Their jobs come first here, or are left to them, for some seconds. known: the models
-        that this worker can run; all, where none is named.
+        that this worker can run; all, where none is named. nonce: the same one again, after no
+        answer, is answered with the same job.
         """
         models = map(_spaced, (loaded, loaded_elsewhere, known))
-        nonce = secrets.token_hex(4)
+        nonce = nonce or secrets.token_hex(4)
         answer = self._step("claim", queue, worker, nonce, self._lease_s, ranks, *models)
         if answer is None:
             return None
-        id, token, attempt, request, deadline_s, errors = answer
+        id, token, attempt, request, pictures, deadline_s, errors, *marks = answer
+        if pictures:
+            request = json.dumps(whole(json.loads(request), json.loads(pictures)))
         left = float(deadline_s) if deadline_s else None
-        return Claim(id, token, attempt, request, left, json.loads(errors))
+        return Claim(id, token, attempt, request, left, json.loads(errors), *map(bool, marks))
 
     @away
     def waiting(self, queue: str, ranks: int, known: Collection[str] = ()) -> int:
@@ -222,12 +220,15 @@ class JobStore:
         claim: Claim,
         plan: dict[str, Any] | None = None,
         progress: dict[str, Any] | None = None,
+        publish: bool = False,
     ) -> bool:
         """Extends the lease; writes plan and progress where given. True: somebody wishes to cancel.
 
-        Raises: LeaseLost, when another attempt owns the job or it is final.
+        publish: the holder will publish, unless the answer is True. From then on the job ends
+        only by a worker that has asked the storage. Raises: LeaseLost, when another attempt owns
+        the job or it is final.
         """
-        news = (_json(plan), _json(progress))
+        news = (_json(plan), _json(progress), int(publish))
         answer = self._step("renew", claim.id, claim.token, self._lease_s, *news)
         if answer == "lost":
             raise LeaseLost(f"{claim.id} is not ours any more.")
@@ -268,21 +269,14 @@ class JobStore:
     ) -> JobState:
         """Ends this attempt; the job waits for the next. Answers its state. Raises: LeaseLost.
 
-        It is canceled instead where that was wished, failed where no time is left.
+        It is canceled instead where that was wished, failed where no time is left; not so where an
+        attempt may have published.
         """
-        state = self._step("fail", claim.id, claim.token, json.dumps(error), delay_s, int(counted))
+        news = (json.dumps(error), delay_s, int(counted), _LATE)
+        state = self._step("fail", claim.id, claim.token, *news)
         if state == "fenced":
             raise LeaseLost(f"{claim.id} is not ours any more.")
         return JobState(state)
-
-    @away
-    def reap(self) -> tuple[list[str], list[str]]:
-        """Puts back what lost workers held, expires what waited too long.
-
-        Answers the ids whose hint is due and those whose artifacts are to be removed.
-        """
-        due, purge = self._step("reap", self._lease_s, _WORKER_LOST, _POISONED)
-        return due, purge
 
     @away
     def ping(self) -> None:

@@ -23,6 +23,18 @@ def post(client: FlaskClient, body: Any, **headers: str) -> Any:
     return client.post("/v1/batches", data=data, content_type="application/json", headers=headers)
 
 
+def test_paths_of_a_matrix_do_not_lie_within_one_another(client: FlaskClient) -> None:
+    matrix = {"input.seed": [1, 2], "input": [{"prompt": "q"}]}
+    answer = post(client, {"job": JOB, "matrix": matrix})
+    assert answer.status_code == 422 and "input.seed lies within" in answer.json["detail"]
+
+
+def test_a_matrix_of_too_many_is_told_how_many(client: FlaskClient) -> None:
+    matrix = {"input.seed": list(range(100)), "input.n": list(range(1, 101))}
+    answer = post(client, {"job": JOB, "matrix": matrix})
+    assert answer.status_code == 422 and "10000 jobs; a batch" in answer.json["detail"]
+
+
 def test_a_matrix_is_every_combination(client: FlaskClient, store: JobStore) -> None:
     matrix = {"input.seed": [1, 2, 3], "input.prompt": ["a", "b"], "priority": ["low"]}
     answer = post(client, {"job": JOB, "matrix": matrix})
@@ -81,7 +93,7 @@ def test_a_batch_that_is_sent_twice_is_one(client: FlaskClient) -> None:
 
 
 def test_no_room_for_all_is_no_room_for_any(client: FlaskClient) -> None:
-    client.application.extensions["fleet"].store._limits = (3, 3)
+    client.application.extensions["fleet"].store._limits = {"queued": 3, "queued_of_tenant": 3}
     answer = post(client, {"jobs": [JOB] * 4})
     assert answer.status_code == 429 and answer.json["code"] == "queue_full"
     assert listed(client) == 0
@@ -103,10 +115,11 @@ def test_pages_of_a_batch_and_its_cancel_and_end(client: FlaskClient, store: Job
     store.finish(mine, JobState.SUCCEEDED)
     answer: Any = client.post(f"/v1/batches/{batch['id']}/cancel").json
     assert answer["counts"] == {"succeeded": 1, "canceled": 59} and answer["status"] == "finished"
-    assert client.get(f"/v1/jobs?batch_id={batch['id']}&status=queued").status_code == 422
+    (done,) = client.get(f"/v1/jobs?batch_id={batch['id']}&status=succeeded").json["data"]
+    assert done["id"] == mine.id
     for id in batch["jobs"]:
         store.delete(id)
-        store.purged(id)
+        store.upkeep.purged(id)
     assert client.get(f"/v1/batches/{batch['id']}").status_code == 404
     assert client.post("/v1/batches/nothing/cancel").status_code == 404
 

@@ -1,6 +1,7 @@
 """The command line, as a person uses it."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -45,6 +46,21 @@ def test_submit_shows_progress_and_leaves_the_files(
     assert done.returncode == 0 and one.stat().st_size > 1000, done.stderr
 
 
+@pytest.mark.parametrize("model", ["tiny-image", "tiny-video"])
+def test_what_a_file_was_made_from_makes_the_same_file_again(
+    file_fleet: RunningFleet, tmp_path: Path, model: str
+) -> None:
+    words = ["submit", "a red circle", 'a "blue" é;=#\nsquare', "--model", model, "-n", "2"]
+    done = run(file_fleet, *words, "--set", "guidance_scale=4", "-o", str(tmp_path / "files"))
+    assert done.returncode == 0, done.stderr
+    for file in sorted((tmp_path / "files").iterdir())[1:3]:
+        told = run(file_fleet, "inspect", str(file))
+        assert told.returncode == 0 and "trainedAlgorithmicMedia" in told.stderr, told.stderr
+        job = file_fleet.wait(file_fleet.client.submit(json.loads(told.stdout))["id"])
+        (output,) = job["outputs"]
+        assert output["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def test_watch_status_and_cancel(file_fleet: RunningFleet) -> None:
     words = ["submit", "x", "--model", "sleeps", "--set", "num_inference_steps=100", "--no-wait"]
     id = run(file_fleet, *words).stdout.strip()
@@ -68,6 +84,8 @@ def test_doctor_says_what_works(file_fleet: RunningFleet) -> None:
         (["submit", "x", "--model", "nothing"], 2, "model_not_found"),
         (["submit", "x", "--set", "width=63"], 2, "invalid_request: /input/width"),
         (["submit", "x", "--set", "width"], 2, "write KEY=VALUE"),
+        (["submit", "x", "--lora", "sharp=much"], 2, "write NAME=SCALE"),
+        (["submit", "x", "--lora", "sharpe"], 2, "Did you mean 'sharp'"),
         (["submit", "x", "--task", "text-to-smell"], 2, "no model does"),
         (["submit"], 2, "Missing argument"),
         (["submit", "x", "-o", "/nowhere/a.png"], 2, "there is no folder"),
@@ -75,6 +93,7 @@ def test_doctor_says_what_works(file_fleet: RunningFleet) -> None:
         (["up", "--data", "/etc/passwd"], 1, "--data /etc/passwd"),
         (["up", "--port", "99999"], 2, "99999"),
         (["status", "job_nothing"], 2, "not_found"),
+        (["inspect", "/etc/passwd"], 1, "/etc/passwd is no PNG, WebP or MP4."),
         (["cancel", "job_nothing"], 2, "not_found"),
         (["submit", "x", "--model", "absent"], 1, "model_load_failed"),
     ],

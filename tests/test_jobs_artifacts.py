@@ -33,6 +33,7 @@ def test_what_is_put_can_be_read_and_linked(storage: ArtifactStorage, tmp_path: 
     assert key == "results/job_1/1-abcd/0.png"
     storage.put(key, file)
     assert storage.read(key) == file.read_bytes()
+    assert storage.has(key) and not storage.has(f"{key}x") and not storage.has("results/job_1")
     link: Any = storage.link(key)
     if link is None:
         path = storage.path(key)

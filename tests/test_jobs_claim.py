@@ -1,14 +1,47 @@
 """Which job a claim gets, on a real Valkey."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import redis
 
+from jobs.batches import Asker
 from jobs.catalog import Catalog
+from jobs.errors import OutputExpired
+from jobs.parse import parse_request
+from jobs.record import JobState
+from jobs.request import stored_request
 from jobs.store import JobStore
 from tests.conftest import Server, until
 from tests.fixtures.jobs import ask, claim
+from tests.fixtures.pictures import data_url, painted
+
+
+def test_pictures_are_read_by_who_draws_alone(
+    store: JobStore, catalog: Catalog, valkey: Server
+) -> None:
+    url = data_url(painted(mask=False))
+    body = {"model": "tiny-image", "task": "image-to-image", "input": {"prompt": "x", "image": url}}
+    asked = parse_request(body, catalog)[0]
+    id, _ = store.submit(asked)
+    _, others = store.batches.submit("batch_1", [("job_b", asked, [])]), store.get("job_b")
+    job = store.get(id)
+    assert job and others and len(url) > 1000
+    for each in (job, others, *store.lists.page()[0]):
+        assert len(json.dumps(each.request)) < 1000
+        assert stored_request(json.dumps(store.request(each))) == asked
+    assert stored_request(claim(store).request) == asked
+    with redis.Redis.from_url(valkey.url) as direct:
+        key = f"{store._prefix}:pictures:{id}"
+        assert direct.exists(key)
+        direct.delete(f"{store._prefix}:pictures:job_b")
+        with pytest.raises(OutputExpired):
+            store.request(others)
+        store.delete(id)
+        store.upkeep.purged(id)
+        assert not direct.exists(key)
 
 
 def test_priority_first_then_age(store: JobStore, catalog: Catalog) -> None:
@@ -17,6 +50,120 @@ def test_priority_first_then_age(store: JobStore, catalog: Catalog) -> None:
         for name, priority in [("a", "low"), ("b", "normal"), ("c", "normal"), ("d", "high")]
     }
     assert [claim(store).id for _ in ids] == [ids[name] for name in "dbca"]
+
+
+def test_a_tenant_with_a_thousand_jobs_does_not_keep_another_waiting(
+    store: JobStore, catalog: Catalog
+) -> None:
+    for _ in range(1000):
+        store.submit(ask(catalog), asker=Asker("many"))
+    assert {claim(store).id for _ in range(3)}
+    single, _ = store.submit(ask(catalog), asker=Asker("one"))
+    assert claim(store).id == single
+    theirs = [store.submit(ask(catalog), asker=Asker(tenant))[0] for tenant in ("one", "two") * 3]
+    order = [claim(store).id for _ in range(9)]
+    assert [order.index(id) for id in theirs] == [2, 0, 5, 3, 8, 6], "each in its turn"
+
+
+def test_many_that_a_worker_can_not_run_do_not_hide_one_that_it_can(
+    store: JobStore, catalog: Catalog
+) -> None:
+    wide = ask(catalog, parallel={"data": 2})
+    for number in range(2):
+        jobs = [(f"job_{number}_{i}", wide, []) for i in range(1000)]
+        store.batches.submit(f"batch_{number}", jobs, Asker("many"))
+    same, _ = store.submit(ask(catalog), asker=Asker("many"))
+    other, _ = store.submit(ask(catalog), asker=Asker("one"))
+    assert store.waiting("gpu", 1) == 1, "counted up to the ranks"
+    assert {claim(store, ranks=1).id for _ in range(2)} == {same, other}
+    assert store.claim("gpu", "w", 1) is None
+
+
+def test_a_job_whose_record_is_gone_is_no_other_ones_fault(
+    store: JobStore, catalog: Catalog, valkey: Server
+) -> None:
+    gone = [store.submit(ask(catalog))[0] for _ in range(3)]
+    id, _ = store.submit(ask(catalog))
+    assert claim(store).id == gone[0]
+    with redis.Redis.from_url(valkey.url) as direct:
+        for each in gone:
+            direct.delete(f"{store._prefix}:job:{each}")
+        direct.hset(f"{store._prefix}:job:{gone[2]}", "crashes", 1)  # as what came late leaves it
+        direct.zadd(f"{store._prefix}:running", {gone[0]: 1})
+        for line in ("send", "deadlines"):
+            direct.zadd(f"{store._prefix}:{line}", {gone[1]: 1})
+    assert store.upkeep.reap()[0] == [id]
+    assert [job.id for job in store.lists.page()[0]] == [id]
+    assert store.get(gone[2]) is None
+    assert claim(store).id == id and store.claim("gpu", "w", 2) is None
+    assert store.queues.about("gpu").waiting == 0
+
+
+def test_what_had_to_wait_regains_its_place(store: JobStore, catalog: Catalog) -> None:
+    ids = [store.submit(ask(catalog))[0] for _ in range(3)]
+    first = claim(store)
+    store.fail(first, {"code": "spool_failed"}, delay_s=0.5)
+    time.sleep(0.6)
+    late, _ = store.submit(ask(catalog))
+    store.upkeep.reap()
+    assert [claim(store).id for _ in range(4)] == [*ids, late]
+
+
+def test_whoever_comes_back_at_once_does_not_go_first_again(
+    store: JobStore, catalog: Catalog
+) -> None:
+    for tenant in ("a", "b") * 4:
+        store.submit(ask(catalog), asker=Asker(tenant))
+    eager, served = set(), []
+    for _ in range(9):
+        eager.add(store.submit(ask(catalog), asker=Asker("eager"))[0])
+        served.append(claim(store).id)
+    assert len(eager & set(served)) == 3
+
+
+def test_waiting_adds_to_a_priority(store: JobStore, catalog: Catalog, valkey: Server) -> None:
+    low, _ = store.submit(ask(catalog, priority="low"), asker=Asker("patient"))
+    urgent, _ = store.submit(ask(catalog, priority="high"), asker=Asker("hasty"))
+    mine = claim(store)
+    assert mine.id == urgent
+    again, _ = store.submit(ask(catalog, priority="high"), asker=Asker("hasty"))
+    with redis.Redis.from_url(valkey.url) as direct:  # it came ten minutes ago
+        for line in ("queued:gpu", "queued:gpu:patient"):
+            direct.zincrby(f"{store._prefix}:{line}", -601, low)
+    assert [claim(store).id for _ in range(2)] == [low, again]
+
+
+def test_a_backlog_that_is_old_does_not_keep_another_waiting(
+    store: JobStore, catalog: Catalog, valkey: Server
+) -> None:
+    old = [store.submit(ask(catalog), asker=Asker("many"))[0] for _ in range(8)]
+    with redis.Redis.from_url(valkey.url) as direct:  # it came six minutes ago
+        for id in old:
+            for line in ("queued:gpu", "queued:gpu:many"):
+                direct.zincrby(f"{store._prefix}:{line}", -360, id)
+    assert claim(store).id == old[0]
+    fresh, _ = store.submit(ask(catalog), asker=Asker("one"))
+    assert claim(store).id == fresh
+    low, _ = store.submit(ask(catalog, priority="low"), asker=Asker("many"))
+    assert claim(store).id == old[1], "its own are in their order"
+    assert low
+
+
+def test_what_fits_nowhere_hides_nobody(store: JobStore, catalog: Catalog) -> None:
+    for tenant in ("a", "b"):
+        for _ in range(120):
+            store.submit(ask(catalog, parallel={"data": 4}), asker=Asker(tenant))
+    behind, _ = store.submit(ask(catalog), asker=Asker("a"))
+    assert store.waiting("gpu", 2) == 1 and claim(store).id == behind
+
+
+def test_a_paused_queue_gives_nothing(store: JobStore, catalog: Catalog) -> None:
+    store.submit(ask(catalog))
+    store.queues.pause("gpu")
+    assert store.claim("gpu", "w", 2) is None and store.waiting("gpu", 2) == 0
+    assert store.queues.about("gpu").paused
+    store.queues.resume("gpu")
+    assert store.waiting("gpu", 2) == 1 and claim(store)
 
 
 def test_jobs_of_a_model_in_memory_come_first_for_half_a_minute(
@@ -98,3 +245,17 @@ def test_a_job_of_a_model_that_a_worker_does_not_know_is_for_others(
     assert store.waiting("gpu", 2, ["tiny-video"]) == 0
     theirs = store.claim("gpu", "new", 2, known=["tiny-video", "tiny-image"])
     assert theirs is not None and theirs.id == strange
+
+
+def test_who_hears_no_answer_asks_again_and_has_the_same_job(
+    store: JobStore, catalog: Catalog
+) -> None:
+    first, second = (store.submit(ask(catalog))[0] for _ in range(2))
+    mine = store.claim("gpu", "w", 2, nonce="n1")
+    assert mine is not None and mine == store.claim("gpu", "w", 2, nonce="n1") and mine.id == first
+    store.queues.pause("gpu")
+    assert store.claim("gpu", "w", 2, nonce="n1") == mine, "it was claimed before"
+    store.queues.resume("gpu")
+    store.finish(mine, JobState.SUCCEEDED)
+    other = store.claim("gpu", "w", 2, nonce="n1")
+    assert other is not None and other.id == second, "it is over"

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def video(**input: Any) -> dict[str, Any]:
 
 def image(**input: Any) -> dict[str, Any]:
     return {"model": "tiny-image", "input": {"prompt": "x", **input}}
+
+
+def sdxl(**input: Any) -> dict[str, Any]:
+    return {"model": "tiny-sdxl", "input": {"prompt": "x", **input}}
 
 
 PNG = data_url(painted(mask=False))
@@ -89,13 +94,36 @@ REFUSED: list[tuple[Any, type[RequestError], str]] = [
     (video(guidance_scale=float("nan")), InvalidRequest, "/input/guidance_scale"),
     (video(promt="x"), InvalidRequest, "/input/promt"),
     (video(image="https://example.com/x.png"), InvalidRequest, "/input/image"),
-    (video(loras=[{"name": "x"}]), InvalidRequest, "/input/loras"),
-    (video(extra={"a": 1}), InvalidRequest, "/input/extra"),
+    (video(loras=[{"name": "x"}]), InvalidRequest, "/input/loras/0/name"),
+    (video(loras=[{"name": "../sharp"}]), InvalidRequest, "/input/loras/0/name"),
+    (video(loras=["sharp"]), InvalidRequest, "/input/loras/0"),
+    (video(loras=[{"name": "sharp"}] * 2), InvalidRequest, "/input/loras/1/name"),
+    (video(loras=[{"name": "sharp"}] * 9), InvalidRequest, "/input/loras"),
+    (video(loras=[{"name": "sharp", "scale": 11}]), InvalidRequest, "/input/loras/0/scale"),
+    (video(loras=[{"name": "sharp", "path": "/"}]), InvalidRequest, "/input/loras/0/path"),
+    (
+        {**video(loras=[{"name": "sharp"}]), "parallel": {"data": 2, "spread_encoder": True}},
+        InvalidRequest,
+        "/parallel/spread_encoder",
+    ),
+    (video(extra={"a": 1}), InvalidRequest, "/input/extra/a"),
+    (video(extra=[1]), InvalidRequest, "/input/extra"),
+    (sdxl(extra={"guidance_rescale": 2}), InvalidRequest, "/input/extra/guidance_rescale"),
+    (sdxl(extra={"guidance_rescale": "1"}), InvalidRequest, "/input/extra/guidance_rescale"),
+    (sdxl(extra={"guidance_rescale": [1]}), InvalidRequest, "/input/extra/guidance_rescale"),
     ({**video(), "output": {"format": "png"}}, InvalidRequest, "/output/format"),
     ({**video(), "priority": "urgent"}, InvalidRequest, "/priority"),
     ({**video(), "deadline_s": 0}, InvalidRequest, "/deadline_s"),
     ({**video(), "metadata": {"a/b~c": [1]}}, InvalidRequest, "/metadata/a~1b~0c"),
-    ({**video(), "webhook": {"url": "https://x"}}, InvalidRequest, "/webhook"),
+    ({**video(), "webhook": "https://x"}, InvalidRequest, "/webhook"),
+    ({**video(), "webhook": {"events": ["failed"]}}, InvalidRequest, "/webhook/url"),
+    ({**video(), "webhook": {"url": "https://x", "event": 1}}, InvalidRequest, "/webhook/event"),
+    ({**video(), "webhook": {"url": "https://x", "events": []}}, InvalidRequest, "/webhook/events"),
+    (
+        {**video(), "webhook": {"url": "https://x", "events": ["running"]}},
+        InvalidRequest,
+        "/webhook/events/0",
+    ),
     ({**video(), "parallel": "best"}, InvalidRequest, "/parallel"),
     ({**video(), "parallel": {"ulises": 2}}, InvalidRequest, "/parallel/ulises"),
     ({**video(), "parallel": {"data": 0}}, InvalidRequest, "/parallel/data"),
@@ -133,6 +161,19 @@ def test_a_misspelt_word_gets_the_right_one() -> None:
             parse_request(body, CATALOG)
 
 
+def test_a_models_own_fields_and_loras_are_filled_in() -> None:
+    request, _ = parse_request(sdxl(extra={"guidance_rescale": None}), CATALOG)
+    assert request.input.extra == {"guidance_rescale": 0.0} and request.input.loras == []
+    asked = {"extra": {"guidance_rescale": 1}, "loras": [{"name": "style"}]}
+    request, _ = parse_request(sdxl(**asked), CATALOG)
+    assert request.input.extra == {"guidance_rescale": 1}
+    assert request.input.loras[0].model_dump() == {"name": "style", "scale": 1.0}
+    assert stored_request(request.model_dump_json()) == request
+    for body in (sdxl(extra={"guidance_rescal": 1}), sdxl(loras=[{"name": "stile"}])):
+        with pytest.raises(RequestError, match="Did you mean"):
+            parse_request(body, CATALOG)
+
+
 def test_silence_and_null_take_the_models_defaults() -> None:
     request, warnings = parse_request(video(width=None, negative_prompt=None, loras=[]), CATALOG)
     assert request.task == "text-to-video" and warnings == []
@@ -163,7 +204,22 @@ def test_the_contracts_own_example_is_accepted() -> None:
     }  # fmt: skip
     request, warnings = parse_request(body, CATALOG)
     assert request.input.seed == 42
-    assert len(warnings) == 2, "what is not done yet is said"
+    assert request.preview is not None and request.preview.every_n_steps == 5 and not warnings
+
+
+@pytest.mark.parametrize("body", [image(), video()])
+def test_a_thumbnail_is_made_unless_it_is_not_wanted(body: dict[str, Any]) -> None:
+    for output, made in (({}, True), ({"thumbnail": None}, True), ({"thumbnail": False}, False)):
+        request, warnings = parse_request({**body, "output": output}, CATALOG)
+        assert request.output.thumbnail is made and warnings == []
+    with pytest.raises(InvalidRequest, match="/output/thumbnail"):
+        parse_request({**body, "output": {"thumbnail": "small"}}, CATALOG)
+
+
+def test_a_question_of_before_there_were_thumbnails_is_still_read() -> None:
+    stored = json.loads(parse_request(image(), CATALOG)[0].model_dump_json())
+    del stored["output"]["thumbnail"]
+    assert stored_request(json.dumps(stored)).output.thumbnail is True
 
 
 def test_what_is_stored_is_read_back_as_the_same_question() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.catalog import load_catalog
+from jobs.catalog import OURS, load_catalog
 from jobs.errors import SettingsError
+from jobs.request import REQUESTS, input_fields
 from jobs.settings import CLIENT_ONLY, VARIABLES, Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,21 @@ BAD = {
     "FLEET_LEASE_S": ["0", "nan", "forever"],
     "FLEET_MAX_BODY_BYTES": ["1"],
     "FLEET_MODELS": ["/nowhere/models.toml"],
+    "FLEET_FETCH_HTTP": ["yes", "2"],
+    "FLEET_FETCH_PRIVATE": ["10.1.0.0/33", "10.1.2.3/16", "intranet", "10.1.0.0/16 10.2.0.0/16"],
+    "FLEET_EMBED_PARAMETERS": ["yes", "2"],
+    "FLEET_EMBED_PROVENANCE": ["off"],
+    "FLEET_PUBLIC_URL": [
+        *(
+            "fleet.example.com",
+            "ftp://x",
+            "https://",
+            "https://x?a=1",
+            "https://x/#y",
+            "https://:80",
+        ),
+        *("https://u:p@x", "https://x:port", "https://x/a b", "https://x/../y", "https://x//y"),
+    ],
     "FLEET_RANK": ["2"],
 }
 
@@ -43,6 +59,15 @@ def test_a_password_is_not_shown() -> None:
     assert "s3cret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("value", ["c2VjcmV0" * 4, "whsec_c2VjcmV0", "whsec_se*cret*" * 8])
+def test_a_secret_is_not_shown(value: str) -> None:
+    with pytest.raises(SettingsError, match="FLEET_WEBHOOK_SECRET must be whsec_") as refused:
+        load_settings({"FLEET_WEBHOOK_SECRET": value})
+    assert value not in str(refused.value)
+    settings = load_settings({"FLEET_WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4})
+    assert settings.webhook_secret == b"secret" * 4 and "secret" * 4 not in repr(settings)
+
+
 def test_silence_gives_the_defaults() -> None:
     assert load_settings({}) == Settings()
     assert load_settings({"FLEET_RANKS": "", "FLEET_URL": "http://x", "PATH": "/"}) == Settings()
@@ -53,6 +78,15 @@ def test_results_and_models_lie_below_the_data_dir() -> None:
     assert settings.storage_url == "file:///srv/fleet/storage"
     assert settings.models_dir == Path("/srv/fleet/models")
     assert settings.spool == Path("/srv/fleet/spool")
+
+
+def test_networks_that_may_be_fetched_from_are_a_list() -> None:
+    settings = load_settings({"FLEET_FETCH_PRIVATE": "10.1.0.0/16, fd00:1::/64,127.0.0.2"})
+    assert [str(n) for n in settings.fetch_private] == [
+        "10.1.0.0/16",
+        "fd00:1::/64",
+        "127.0.0.2/32",
+    ]
 
 
 def test_gpus_that_are_hidden_are_not_counted() -> None:
@@ -67,6 +101,14 @@ def test_the_example_file_lists_every_setting_with_its_default() -> None:
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert set(example) == set(VARIABLES) | CLIENT_ONLY
     assert load_settings(example) == Settings()
+
+
+def test_the_stack_hands_on_every_setting_but_its_own_places() -> None:
+    stack = (ROOT / "docker-compose.yml").read_text()
+    own = {"REDIS_URL", "STORAGE_URL", "S3_ENDPOINT", "DATA_DIR", "MODELS"}
+    own.add("MODELS_DIR")
+    for name in set(VARIABLES) - {f"FLEET_{word}" for word in own}:
+        assert f"  {name}: ${{{name}:-" in stack, name
 
 
 @pytest.mark.parametrize(
@@ -138,6 +180,26 @@ def test_a_worker_with_another_pool_ends_with_a_sentence(models_dir: Path) -> No
         ('[models.a]\nweights = "x"\ntasks = ["sing"]\nshape = {heads = 1}', "field 'tasks.0'"),
         ('[models.a]\nweights = "x"\ntasks = ["text-to-image"]', "field 'shape'"),
         ('[models."a/b"]\nweights = "x"\ntasks = ["text-to-image"]\nshape = {heads=1}', "'id'"),
+        (
+            '[models.a]\nweights = "x"\ntasks = ["text-to-image"]\nshape = {}\n'
+            'extra = {clip = {type = "integer", default = 1.5}}',
+            "'clip': Input should be a valid integer",
+        ),
+        (
+            '[models.a]\nweights = "x"\ntasks = ["text-to-image"]\nshape = {}\n'
+            'extra = {prompt = {type = "string", default = ""}}',
+            "prompt is no model's own",
+        ),
+        (
+            '[models.a]\nweights = "x"\ntasks = ["text-to-image"]\nshape = {}\n'
+            'extra = {mode = {type = "string", default = "", minimum = 1}}',
+            "a string has no bounds",
+        ),
+        (
+            '[models.a]\nweights = "x"\ntasks = ["text-to-image"]\nshape = {}\n'
+            'loras = {b = {weights = "x", file = "b.bin"}}',
+            "field 'loras.b.file'",
+        ),
         ('[models.a]\nwieghts = "x"\ntasks = ["text-to-image"]\nshape = {heads=1}', "wieghts"),
     ],
 )
@@ -147,6 +209,10 @@ def test_a_bad_catalogue_is_refused_by_a_sentence(text: str, words: str, tmp_pat
     with pytest.raises(SettingsError, match="catalogue") as refused:
         load_catalog(file)
     assert words in str(refused.value)
+
+
+def test_no_field_of_a_request_can_be_a_models_own() -> None:
+    assert set().union(*map(input_fields, REQUESTS)) <= OURS
 
 
 def test_the_packaged_catalogue_is_sound() -> None:

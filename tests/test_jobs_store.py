@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jobs.batches import Asker
 from jobs.catalog import Catalog
 from jobs.errors import KeyReused, LeaseLost, StoreUnavailable
 from jobs.record import TRANSITIONS, JobState
@@ -67,7 +68,7 @@ def test_one_key_makes_one_job_from_fifty_threads(store: JobStore, request_: Job
     assert Counter(created for _, created in answers) == {True: 1, False: 49}
     with pytest.raises(KeyReused):
         store.submit(request_, key="k", body_hash="another")
-    other, created = store.submit(request_, key="k", body_hash="another", tenant="b")
+    other, created = store.submit(request_, key="k", body_hash="another", asker=Asker("b"))
     assert created and other != answers[0][0]
 
 
@@ -113,7 +114,7 @@ def test_a_deadline_ends_what_waits(store: JobStore, catalog: Catalog) -> None:
     id, _ = store.submit(ask(catalog, deadline_s=0.2))
     kept, _ = store.submit(ask(catalog, deadline_s=100))
     time.sleep(0.25)
-    store.reap()
+    store.upkeep.reap()
     assert state(store, id) is JobState.EXPIRED
     late, _ = store.submit(ask(catalog, deadline_s=0.2))
     time.sleep(0.25)
@@ -121,6 +122,9 @@ def test_a_deadline_ends_what_waits(store: JobStore, catalog: Catalog) -> None:
     assert mine.id == kept and mine.deadline_s is not None and 99 < mine.deadline_s < 100
     assert store.claim("gpu", "w", 2) is None and state(store, late) is JobState.EXPIRED
     assert store.fail(mine, ERROR, 200) is JobState.FAILED, "no time for another attempt"
+    job = store.get(kept)
+    assert job is not None and job.error is not None and job.attempts[0].error == ERROR
+    assert job.error["code"] == "deadline_exceeded"
 
 
 def short(valkey: Server, lease_s: float = 0.3) -> JobStore:
@@ -131,7 +135,7 @@ def lose(store: JobStore, lease_s: float = 0.3) -> None:
     """Lets every lease run out while a reaper is at work."""
     end = time.monotonic() + lease_s + 0.15
     while time.monotonic() < end:
-        store.reap()
+        store.upkeep.reap()
         time.sleep(lease_s / 6)
 
 
@@ -199,10 +203,10 @@ def test_the_third_lost_worker_makes_a_job_poisoned(valkey: Server, request_: Jo
 def test_an_outage_of_all_reapers_costs_no_lease(valkey: Server, request_: JobRequest) -> None:
     store = short(valkey)
     id, _ = store.submit(request_)
-    store.reap()
+    store.upkeep.reap()
     claim(store)
     time.sleep(0.5)
-    store.reap()
+    store.upkeep.reap()
     assert state(store, id) is JobState.RUNNING, "nobody could renew: everybody gets a new lease"
     lose(store)
     assert state(store, id) is JobState.QUEUED
@@ -214,10 +218,10 @@ def test_a_hint_is_due_until_sent_and_again_when_lost(
     silent, _ = store.submit(request_)
     hinted, _ = store.submit(request_)
     store.hinted(hinted)
-    assert store.reap()[0] == [silent], "the API died before it sent this one"
-    assert store.reap()[0] == []
+    assert store.upkeep.reap()[0] == [silent], "the API died before it sent this one"
+    assert store.upkeep.reap()[0] == []
     claim(store), claim(store)
-    assert store.reap()[0] == []
+    assert store.upkeep.reap()[0] == []
 
 
 def test_a_deleted_job_is_gone_at_once_and_its_record_after_its_files(
@@ -229,38 +233,43 @@ def test_a_deleted_job_is_gone_at_once_and_its_record_after_its_files(
     mine = claim(store)
     assert store.delete(done) and store.delete(running) and not store.delete(done)
     assert store.get(done) is None and store.get(running) is None
-    assert store.list_jobs()[0] == []
-    assert store.reap()[1] == [done], "the running one is asked to stop first"
-    store.purged(done)
+    assert store.lists.page()[0] == []
+    assert store.upkeep.reap()[1] == [done], "the running one is asked to stop first"
+    store.upkeep.purged(done)
     assert store.renew(mine) is True
     store.finish(mine, JobState.CANCELED)
-    assert store.reap()[1] == [running]
-    store.purged(running)
-    assert store.reap()[1] == [] and store.seq(running) == 0
+    assert store.upkeep.reap()[1] == [running]
+    store.upkeep.purged(running)
+    assert store.upkeep.reap()[1] == [] and store.seq(running) == 0
 
 
-def test_pages_follow_one_another_without_gap_or_double(
-    store: JobStore, request_: JobRequest
+def test_what_an_attempt_may_still_upload_is_removed_later(
+    store: JobStore, request_: JobRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [store.submit(request_)[0] for _ in range(7)]
-    for newest_first, expected in ((True, ids[::-1]), (False, ids)):
-        seen: list[str] = []
-        cursor: str | None = ""
-        while cursor is not None:
-            page, cursor = store.list_jobs(limit=3, after=cursor, newest_first=newest_first)
-            seen += [job.id for job in page]
-        assert seen == expected
-    store.cancel(ids[2])
-    assert [j.id for j in store.list_jobs(state=JobState.CANCELED)[0]] == [ids[2]]
-    assert len(store.list_jobs(state=JobState.QUEUED)[0]) == 6
+    monkeypatch.setattr("jobs.upkeep.PURGE_AGAIN_S", 0.3)
+    begun, _ = store.submit(request_)
+    store.finish(claim(store), JobState.CANCELED)
+    waited, _ = store.submit(request_)
+    assert store.delete(begun) and store.delete(waited)
+    assert set(store.upkeep.reap()[1]) == {begun, waited}
+    for _ in range(2):  # by two reapers
+        store.upkeep.purged(begun), store.upkeep.purged(waited)
+    assert store.upkeep.reap()[1] == []
+    time.sleep(0.35)
+    assert store.upkeep.reap()[1] == [begun]
+    store.upkeep.purged(begun)
+    assert store.upkeep.reap()[1] == []
 
 
 def test_workers_are_there_for_as_long_as_they_say_so(store: JobStore) -> None:
     store.workers.announce("w1", {"size": 2}, ttl_s=1)
     store.workers.announce("w2", {"size": 4})
-    assert store.workers.alive() == {"w1": {"size": 2}, "w2": {"size": 4}}
+    time.sleep(0.3)
+    alive = store.workers.alive()
+    assert {name: about["size"] for name, about in alive.items()} == {"w1": 2, "w2": 4}
+    assert all(0.3 <= about["heartbeat_age_s"] < 0.9 for about in alive.values())
     store.workers.leave("w2")
-    time.sleep(1.1)
+    time.sleep(0.8)
     assert store.workers.alive() == {}
 
 
@@ -277,3 +286,12 @@ def test_final_states_lead_nowhere() -> None:
         JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED,
     }  # fmt: skip
     assert set(TRANSITIONS) == set(JobState)
+
+
+def test_a_redis_that_has_forgotten_the_scripts_is_told_them_again(
+    store: JobStore, catalog: Catalog
+) -> None:
+    store._redis.script_flush()
+    id, created = store.submit(ask(catalog), key="k", body_hash="b")
+    assert created and store.submit(ask(catalog), key="k", body_hash="b") == (id, False)
+    assert store.get(id)

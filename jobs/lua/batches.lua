@@ -1,8 +1,8 @@
 -- Many jobs in one step: all of them, or none.
 
--- batch tenant queue key body most most_of_tenant rows: JSON, of each job what submit takes up to
--- `warnings` -> as submit
-function step.submit_all(batch, tenant, queue, key, body, most, most_of_tenant, rows)
+-- batch tenant queue key body limits rows: JSON, of each job what submit takes up to
+-- `pictures` -> as submit
+function step.submit_all(batch, tenant, queue, key, body, limits, rows)
   if redis.call('EXISTS', P .. 'batch:' .. batch) == 1 then return {1, batch} end  -- sent twice
   local idem = P .. 'idem-batch:' .. tenant .. ':' .. key
   if key ~= '' then
@@ -12,7 +12,7 @@ function step.submit_all(batch, tenant, queue, key, body, most, most_of_tenant, 
     end
   end
   local jobs = cjson.decode(rows)
-  local full = no_room(queue, tenant, #jobs, most, most_of_tenant)
+  local full = no_room(queue, tenant, #jobs, limits)
   if full then return full end
   if key ~= '' then
     redis.call('HSET', idem, 'id', batch, 'body', body)
@@ -21,7 +21,7 @@ function step.submit_all(batch, tenant, queue, key, body, most, most_of_tenant, 
   redis.call('HSET', P .. 'batch:' .. batch, 'tenant', tenant, 'created_at', time(now), 'total', #jobs)
   for _, row in ipairs(jobs) do
     now = now + 1e-4  -- keeps their order, in pages and in the queue, whose scores know no less
-    row[11], row[12], row[13], row[14], row[15] = '', '', '', math.huge, math.huge
+    row[14], row[15], row[16] = '', '', ''  -- and no limits: they were looked at above
     step.submit(unpack(row))
     redis.call('HSET', job(row[1]), 'batch', batch)
     redis.call('ZADD', P .. 'batch:' .. batch .. ':jobs', time(now), row[1])

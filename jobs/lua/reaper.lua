@@ -1,6 +1,7 @@
 -- What is put back, sent again or removed, whoever does it.
 
--- lease crash_error poison_error -> {ids whose hint is due, ids whose artifacts are to be removed}
+-- lease crash_error poison_error
+-- -> {ids whose hint is due, ids whose artifacts are to be removed, ids to be swept}
 function step.reap(lease, crash_error, poison_error)
   lease = tonumber(lease)
   local last = tonumber(redis.call('GET', P .. 'reaped_at') or now)
@@ -11,10 +12,20 @@ function step.reap(lease, crash_error, poison_error)
       redis.call('HSET', job(id), 'lease_until', time(now + lease))
     end
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', '-inf', now, 'LIMIT', 0, 100)) do
+  -- Those of a line whose time has come, 100 at once.
+  local function late(name)
+    local found = {}
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. name, '-inf', now, 'LIMIT', 0, 100)) do
+      if name == 'purge' or not without_record(id) then found[#found + 1] = id end
+    end
+    return found
+  end
+  for _, id in ipairs(late('running')) do
     local crashes = redis.call('HINCRBY', job(id), 'crashes', 1)
     close_attempt(id, crash_error)
-    if redis.call('HEXISTS', job(id), 'cancel') == 1 then
+    if committing(id) then
+      enqueue(id, 0)
+    elseif canceling(id) then
       move(id, 'canceled')
     elseif crashes >= CRASHES then
       redis.call('HSET', job(id), 'error', poison_error)
@@ -24,22 +35,37 @@ function step.reap(lease, crash_error, poison_error)
       enqueue(id, 0)
     end
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadlines', '-inf', now, 'LIMIT', 0, 100)) do
-    move(id, 'expired')
+  for _, id in ipairs(late('deadlines')) do
+    if committing(id) then
+      enqueue(id, 0)
+      redis.call('ZREM', P .. 'deadlines', id)
+    else
+      move(id, 'expired')
+    end
   end
-  local due = redis.call('ZRANGEBYSCORE', P .. 'send', '-inf', now, 'LIMIT', 0, 100)
+  local due = late('send')
   for _, id in ipairs(due) do
+    regain_place(id)
     local sends = redis.call('HINCRBY', job(id), 'sends', 1)
     redis.call('ZADD', P .. 'send', now + math.min(RESEND_MAX, RESEND * 2 ^ (sends - 1)), id)
   end
-  return {due, redis.call('ZRANGE', P .. 'purge', 0, 99)}
+  return {due, late('purge'), late('sweep')}
 end
 
-function step.purged(id)
-  local h = get(id, 'tenant', 'state', 'batch')
-  redis.call('ZREM', P .. 'purge', id)
+-- What no manifest names is gone.
+function step.swept(id) redis.call('ZREM', P .. 'sweep', id) end
+
+-- again: seconds after which what an attempt was still uploading is removed, too
+function step.purged(id, again)
+  local h = get(id, 'tenant', 'state', 'batch', 'fence')
+  if h[4] and tonumber(h[4]) > 0 then
+    redis.call('ZADD', P .. 'purge', now + tonumber(again), id)
+  elseif tonumber(redis.call('ZSCORE', P .. 'purge', id) or 0) <= now then  -- else another was first
+    redis.call('ZREM', P .. 'purge', id)
+  end
   redis.call('ZREM', P .. 'dead', id)
+  redis.call('ZREM', P .. 'sweep', id)
   if h[1] then redis.call('ZREM', P .. 'jobs:' .. h[1] .. ':' .. h[2], id) end
-  redis.call('DEL', job(id))
+  redis.call('DEL', job(id), P .. 'pictures:' .. id, P .. 'log:' .. id)
   if h[3] then leave_batch(h[3], id) end
 end

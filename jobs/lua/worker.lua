@@ -2,50 +2,60 @@
 
 local function has(models, model) return string.find(models, ' ' .. model .. ' ', 1, true) end
 
--- queue worker nonce lease ranks here there known
--- -> {id, token, attempt, request, deadline left or '', errors} | nil
--- By priority, then by age, of those that are ready and fit `ranks`. here, there: the models that
--- this worker, and an idle one, have in memory, each between spaces. A job whose model is not here
--- is overtaken by one whose model is, for OVERTAKEN; one whose model is there is left, for LEFT.
--- known: the models of its catalogue, likewise; '' for all. Others are for others.
-function step.claim(queue, worker, nonce, lease, ranks, here, there, known)
-  for priority = 0, 2 do
-    local first, deadline_at
-    for _, id in ipairs(ready_jobs(queue, priority)) do
-      local h = get(id, 'ranks', 'deadline_at', 'model', 'ready_at')
-      local waited = now - tonumber(h[4])
-      if h[2] and tonumber(h[2]) <= now then
-        move(id, 'expired')
-      elseif tonumber(h[1]) <= tonumber(ranks) and (known == '' or has(known, h[3])) then
-        if has(here, h[3]) or waited > OVERTAKEN then
-          first, deadline_at = id, h[2]
-          break
-        elseif not first and (waited > LEFT or not has(there, h[3])) then
-          first, deadline_at = id, h[2]
-        end
-      end
-      if first and here == '' then break end
+-- Whether a worker of so many ranks, which knows these models, can take the job. What is to be settled
+-- takes no rank and no model; what comes too late expires here.
+local function fitting(ranks, known)
+  ranks = tonumber(ranks)
+  return function(id)
+    local h = get(id, 'ranks', 'model', 'deadline_at', 'committing', 'cancel', 'crashes')
+    if not h[1] then return nil end
+    local late = h[3] and tonumber(h[3]) <= now
+    if h[4] and (h[5] or late or tonumber(h[6]) >= CRASHES) then return true end
+    if late and not h[4] then
+      move(id, 'expired')
+      return false
     end
-    if first then return take(first, worker, nonce, now + tonumber(lease), deadline_at) end
+    return tonumber(h[1]) <= ranks and (known == '' or has(known, h[2]))
   end
+end
+
+-- queue worker nonce lease ranks here there known
+-- -> {id, token, attempt, request, pictures or '', deadline left or '', errors, committing, canceled, poisoned}
+-- | nil
+-- The first of those that are ready and fit `ranks`. here, there: the models that this worker, and an
+-- idle one, have in memory, each between spaces. A job whose model is not here is overtaken by one
+-- of its tenant whose model is, for OVERTAKEN; one whose model is there is left, for LEFT.
+-- known: the models of its catalogue, likewise; '' for all. Others are for others.
+-- The same nonce again, its answer was lost: the same job.
+function step.claim(queue, worker, nonce, lease, ranks, here, there, known)
+  local again = redis.call('GET', P .. 'claimed:' .. nonce)
+  if again and held(again, get(again, 'fence')[1] .. ':' .. nonce) then return claimed(again) end
+  if redis.call('EXISTS', P .. 'paused:' .. queue) == 1 then return nil end
+  local first, before
+  for _, row in ipairs(ready_jobs(queue, fitting(ranks, known))) do
+    local others = before and (row.tenant ~= before.tenant or row.rank ~= before.rank)
+    if first and (here == '' or others) then break end
+    local h = get(row.id, 'model', 'ready_at')
+    local waited = now - tonumber(h[2])
+    if has(here, h[1]) or waited > OVERTAKEN or to_settle(row.id) then
+      first = row.id
+      break
+    elseif not first and (waited > LEFT or not has(there, h[1])) then
+      first, before = row.id, row
+    end
+  end
+  return first and take(first, worker, nonce, now + tonumber(lease))
 end
 
 -- queue ranks most known -> how many jobs claim would find, counted up to `most`
 function step.waiting(queue, ranks, most, known)
-  local found = 0
-  for priority = 0, 2 do
-    for _, id in ipairs(ready_jobs(queue, priority)) do
-      local h = get(id, 'ranks', 'model')
-      local fits = tonumber(h[1]) <= tonumber(ranks)
-      if fits and (known == '' or has(known, h[2])) then found = found + 1 end
-      if found == tonumber(most) then return found end
-    end
-  end
-  return found
+  if redis.call('EXISTS', P .. 'paused:' .. queue) == 1 then return 0 end
+  return math.min(tonumber(most), #ready_jobs(queue, fitting(ranks, known)))
 end
 
--- id token lease plan progress -> 'ok' | 'cancel' | 'lost'; plan and progress: JSON or '' for no news
-function step.renew(id, token, lease, plan, progress)
+-- id token lease plan progress publish -> 'ok' | 'cancel' | 'lost'; plan and progress: JSON or ''
+-- for no news; publish: '1' where the holder will, if the answer is 'ok'
+function step.renew(id, token, lease, plan, progress, publish)
   local state = held(id, token)
   if not state then return 'lost' end
   if state == 'queued' then readopt(id) end
@@ -57,7 +67,9 @@ function step.renew(id, token, lease, plan, progress)
     redis.call('HSET', job(id), 'progress', progress)
     emit(id, 'progress', progress)
   end
-  return redis.call('HEXISTS', job(id), 'cancel') == 1 and 'cancel' or 'ok'
+  if canceling(id) then return 'cancel' end
+  if publish == '1' then redis.call('HSET', job(id), 'committing', 1) end
+  return 'ok'
 end
 
 -- id token state artifacts metrics error dead -> 1 done | 0 fenced
@@ -69,25 +81,35 @@ function step.finish(id, token, state, artifacts, metrics, err, dead)
   if now_is == 'queued' then readopt(id) end
   close_attempt(id, err)
   redis.call('HSET', job(id), 'artifacts', artifacts, 'metrics', metrics)
+  account(id, state == 'succeeded', cjson.decode(artifacts), cjson.decode(metrics))
   if err ~= '' then redis.call('HSET', job(id), 'error', err) end
   if dead == '1' then redis.call('ZADD', P .. 'dead', now, id) end
+  if state == 'succeeded' then
+    local h = get(id, 'queue', 'started_at', 'model')
+    for _, list in ipairs({P .. 'ran:' .. h[1], P .. 'ran:' .. h[1] .. ':' .. h[3]}) do
+      redis.call('LPUSH', list, now - tonumber(h[2]))
+      redis.call('LTRIM', list, 0, 49)
+    end
+  end
   move(id, state)
   return 1
 end
 
--- id token error delay counted -> 'queued' | 'canceled' | 'failed' (no time left) | 'fenced'
-function step.fail(id, token, err, delay, counted)
+-- id token error delay counted late_error -> 'queued' | 'canceled' | 'failed' (no time left) | 'fenced'
+function step.fail(id, token, err, delay, counted, late_error)
   local state = held(id, token)
   if not state then return 'fenced' end
   if state == 'queued' then return 'queued' end  -- sent twice, or reaped meanwhile
   close_attempt(id, err)
-  if redis.call('HEXISTS', job(id), 'cancel') == 1 then
+  local h = get(id, 'deadline_at', 'errors')
+  local late = h[1] and tonumber(h[1]) <= now + tonumber(delay)
+  if committing(id) then
+    if canceling(id) or late then delay = 0 end
+  elseif canceling(id) then
     move(id, 'canceled')
     return 'canceled'
-  end
-  local h = get(id, 'deadline_at', 'errors')
-  if h[1] and tonumber(h[1]) <= now + tonumber(delay) then
-    redis.call('HSET', job(id), 'error', err)
+  elseif late then
+    redis.call('HSET', job(id), 'error', late_error)
     move(id, 'failed')
     return 'failed'
   end
