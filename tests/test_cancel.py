@@ -75,6 +75,7 @@ def test_it_ends_and_the_ranks_go_on(s3_fleet: RunningFleet, reach: Reach, by: s
     else:
         assert job["status"] == "failed" and job["error"]["code"] == "deadline_exceeded"
     assert job["outputs"] == [] and job["attempt"] == before["attempt"] <= 1
+    assert (job["metrics"].get("gpu_seconds", 0) > 0) == (reach in (denoises, uploads))
     for status in ("queued", "running"):
         for other in fleet.client.call("GET", f"/v1/jobs?status={status}")["data"]:
             fleet.client.call("POST", f"/v1/jobs/{other['id']}/cancel")

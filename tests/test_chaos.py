@@ -6,7 +6,7 @@ from tests.conftest import PYTHON, ROOT
 
 
 def test_a_short_storm_is_weathered() -> None:
-    storm = ("--jobs", "20", "--faults", "18", "--every", "1", "2", "--seed", "7")
+    storm = ("--jobs", "16", "--faults", "12", "--every", "1", "2", "--seed", "7")
     done = subprocess.run(
         [PYTHON, "-m", "benchmarks.chaos", *storm],
         cwd=ROOT,

@@ -39,6 +39,21 @@ def workers_ready(fleet: RunningFleet) -> None:
     until(lambda: fleet.client.call("GET", "/v1/models")["data"][0]["workers_ready"])
 
 
+def broker(fleet: RunningFleet) -> str:
+    return next(line.split()[1] for line in fleet.lines if line.startswith("valkey"))
+
+
+def control(fleet: RunningFleet, what: str, queue: str = "gpu") -> None:
+    """`celery control`, of a queue."""
+    subprocess.run(
+        [PYTHON, "-m", *("celery", "-A", "worker", "control", what, queue)],
+        env={**fleet.environment, "FLEET_REDIS_URL": broker(fleet)},
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
+
+
 def test_kill_nine_of_the_worker_in_mid_job(fleet: RunningFleet, notes: Notes) -> None:
     id = fleet.submit("counts", num_inference_steps=40)
     fleet.wait_running(id, 0.2)
@@ -105,18 +120,25 @@ def test_a_worker_that_hears_no_hints_any_more_ends_and_is_started_anew(
 ) -> None:
     workers_ready(fleet)
     worker = pid(fleet, "celery")
-    url = next(line.split()[1] for line in fleet.lines if line.startswith("valkey"))
-    subprocess.run(
-        [PYTHON, "-m", *("celery", "-A", "worker", "control", "cancel_consumer", "gpu")],
-        env={**fleet.environment, "FLEET_REDIS_URL": url},
-        check=True,
-        capture_output=True,
-        cwd=ROOT,
-    )
+    control(fleet, "cancel_consumer")
+    (name,) = fleet.client.call("GET", "/readyz")["workers"]
+    control(fleet, "cancel_consumer", f"{name}.dq2")
     id = fleet.submit("counts")
     until(lambda: not alive([worker]))
     assert fleet.wait(id)["status"] == "succeeded"
     assert "while jobs wait: exit" in (fleet.data / "logs" / "worker.log").read_text()
+
+
+def test_a_worker_whose_hints_others_hear_runs_its_jobs(fleet: RunningFleet) -> None:
+    """As in a fleet where most workers can't run what waits."""
+    workers_ready(fleet)
+    worker = pid(fleet, "celery")
+    control(fleet, "cancel_consumer")  # the others are always faster
+    id = fleet.submit("counts")
+    with redis.Redis.from_url(broker(fleet)) as others:
+        assert others.blpop(["fleet:celery:gpu"], 10)
+    assert fleet.wait(id)["status"] == "succeeded" and alive([worker])
+    control(fleet, "add_consumer")
 
 
 def test_a_lost_hint_costs_seconds(fleet: RunningFleet, catalog: Catalog) -> None:
@@ -147,7 +169,8 @@ def _status(fleet: RunningFleet, path: str) -> int:
 def test_redis_away_is_503_and_service_returns_by_itself(fleet: RunningFleet, notes: Notes) -> None:
     id = fleet.submit("counts", num_inference_steps=60)
     fleet.wait_running(id, 0.1)
-    question = {"model": "counts", "input": {"prompt": "x"}}
+    # Redis may have heard it nevertheless, and do it once it wakes.
+    question = {"model": "counts", "input": {"prompt": "perhaps"}}
     with frozen(pid(fleet, "valkey-server")):
         for call in (
             lambda: fleet.http.post("/v1/jobs", json=question),
@@ -160,8 +183,15 @@ def test_redis_away_is_503_and_service_returns_by_itself(fleet: RunningFleet, no
             assert int(answer.headers["Retry-After"]) > 0
         assert fleet.http.get("/livez").status_code == 200
         assert fleet.http.get("/readyz").status_code == 503
-    assert fleet.wait(id)["status"] == "succeeded"
-    assert len(notes("counts")) == 1, "an outage is no reason to render again"
+    job = fleet.wait(id)
+    assert job["status"] == "succeeded" and job["attempt"] == 1
+    assert notes("counts").count("x 0") == 1, "an outage is no reason to render again"
+    until(lambda: not any(_listed(fleet, status) for status in ("queued", "running")))
+
+
+def _listed(fleet: RunningFleet, status: str) -> list[Any]:
+    found: list[Any] = fleet.client.call("GET", f"/v1/jobs?status={status}")["data"]
+    return found
 
 
 def test_redis_killed_while_a_job_ends(fleet: RunningFleet, notes: Notes) -> None:
@@ -170,10 +200,12 @@ def test_redis_killed_while_a_job_ends(fleet: RunningFleet, notes: Notes) -> Non
     fleet.wait_running(id, 0.5)
     worker = pid(fleet, "celery")
     pid(fleet, "valkey-server").kill()
+    attempts = 0
     for each in [id, *queued]:
         job = until(lambda each=each: _final(fleet, each))
         assert job["status"] == "succeeded", job["error"]
-    assert len(notes("counts")) == 4
+        attempts += job["attempt"]  # on a slow machine a lease of 4 s may run out
+    assert len(notes("counts")) <= attempts
     fleet.wait(fleet.submit("sleeps", num_inference_steps=60))
     assert alive([worker]), "with its group and its models"
 

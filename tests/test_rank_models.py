@@ -1,7 +1,11 @@
 """Models in a rank's memory: loaded once, kept while there is room."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,15 @@ import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from PIL import Image
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from jobs.catalog import Catalog
+from cli.servers import free_port
+from jobs.catalog import Catalog, OwnField
 from jobs.errors import ModelLoadFailed
 from jobs.weights import encoder_bytes, weights_bytes
+from tests.conftest import ROOT
 from worker.rank.embeddings import ENTRIES, remember_prompts
 from worker.rank.models import Models
 from worker.rank.parallel.encoder import even_map, wait_for
@@ -47,6 +55,30 @@ def models(catalog: Catalog, models_dir: Path) -> Models:
     return Models(catalog, models_dir, CPU)
 
 
+def test_a_field_that_its_pipeline_does_not_take_is_a_model_that_does_not_load(
+    catalog: Catalog, models_dir: Path
+) -> None:
+    own = {"extra": {"guidance_scale_9": OwnField(type="number", default=1)}}
+    wrong = catalog["tiny-video"].model_copy(update=own)
+    with pytest.raises(ModelLoadFailed, match="WanPipeline takes no 'guidance_scale_9'"):
+        Models({wrong.id: wrong}, models_dir, CPU).get(wrong.id, "text-to-video")
+
+
+def test_a_shared_model_is_made_of_the_shares_that_were_loaded(models: Models) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    for asked in (("tiny-video", "text-to-video"), ("tiny-image", "text-to-image")):
+        pipeline = models.get(*asked, mesh)
+        weights = list(pipeline.transformer.parameters())
+        assert any(isinstance(weight, DTensor) for weight in weights)
+
+
+def test_what_is_evicted_is_freed_at_once(models: Models) -> None:
+    pipeline = weakref.ref(models.get("tiny-image", "text-to-image"))
+    assert pipeline() is not None
+    models.clear()
+    assert pipeline() is None
+
+
 def test_more_than_two_models_stay_and_tasks_that_load_alike_share_one(models: Models) -> None:
     asked = [
         ("tiny-image", "text-to-image"),
@@ -72,6 +104,30 @@ def test_a_model_that_needs_the_room_of_others_gets_it(
     finally:
         shutil.rmtree(folder)
     assert models.get("tiny-image", "text-to-image") is not kept, "it was evicted"
+
+
+def test_a_hub_that_is_away_is_not_a_model_that_is_wrong(tmp_path: Path) -> None:
+    """The hub's name and the way to it are read from the environment, once, by its library."""
+    code = """
+import torch
+from pathlib import Path
+from jobs.catalog import load_catalog
+from jobs.errors import ModelUnavailable
+from jobs.settings import load_settings
+from worker.rank.models import Models
+import torch.distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+models = Models(load_catalog(load_settings().models), Path("/none"), torch.device("cpu"))
+try:
+    models.get("flux.1-schnell", "text-to-image")
+except ModelUnavailable as error:
+    print(error)
+"""
+    away = {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    own = {**os.environ, **away}
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True)
+    assert "flux.1-schnell can't be loaded" in done.stdout
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])

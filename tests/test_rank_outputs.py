@@ -1,6 +1,7 @@
 """Frames become files, or an error; never half a file."""
 
 import contextlib
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from jobs.catalog import Catalog
 from jobs.errors import RankDied, SpoolFailed
@@ -26,6 +28,47 @@ def test_a_video_that_cannot_be_encoded_is_an_error_not_a_file(
         file.add(odd)
         file.finish()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "model,size,small",
+    [
+        ("tiny-image", (512, 128), (256, 64)),
+        ("tiny-image", (64, 320), (51, 256)),
+        ("tiny-image", (96, 64), (96, 64)),
+        ("tiny-video", (512, 256), (256, 128)),
+    ],
+)
+def test_a_thumbnail_lies_beside_each_file(
+    tmp_path: Path, catalog: Catalog, model: str, size: tuple[int, int], small: tuple[int, int]
+) -> None:
+    """Of a video: its first frame, which is red here; the others are blue."""
+    red, blue = np.zeros((2, 1, *reversed(size), 3), np.uint8)
+    red[..., 0], blue[..., 2] = 200, 200
+    request, _ = parse_request({"model": model, "input": {"prompt": "x"}}, catalog)
+    with contextlib.closing(outputs.File(request, 3, tmp_path)) as file:
+        file.add(red)
+        if model == "tiny-video":
+            file.add(np.concatenate([blue] * 4))
+        about = file.finish()["thumbnail"]
+    assert about["path"] == str(tmp_path / "3.thumb.webp")
+    data = Path(about["path"]).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == about["sha256"]
+    picture = Image.open(about["path"])
+    assert (picture.format, picture.size) == ("WEBP", small)
+    assert np.abs(np.asarray(picture, int) - [200, 0, 0]).max() < 10
+
+
+@pytest.mark.parametrize("model", ["tiny-video", "tiny-image"])
+def test_no_thumbnail_is_made_where_none_is_wanted(
+    tmp_path: Path, catalog: Catalog, model: str
+) -> None:
+    body = {"model": model, "input": {"prompt": "x"}, "output": {"thumbnail": False}}
+    request, _ = parse_request(body, catalog)
+    with contextlib.closing(outputs.File(request, 0, tmp_path)) as file:
+        file.add(np.zeros((3, 16, 16, 3), np.uint8))
+        about = file.finish()
+    assert about["thumbnail"] is None and list(tmp_path.iterdir()) == [Path(about["path"])]
 
 
 def test_an_unfinished_video_leaves_no_process(tmp_path: Path, catalog: Catalog) -> None:

@@ -97,7 +97,7 @@ def test_sockets_and_spool_are_private(file_fleet: RunningFleet) -> None:
 
 
 def test_prompts_and_keys_are_in_no_log(s3_fleet: RunningFleet) -> None:
-    prompt = f"secret-{secrets.token_hex(8)}"
+    prompt = f"secret-{secrets.token_hex(8)} " * 30  # longer than CLIP and T5 read here
     id = s3_fleet.submit("tiny-image", prompt)
     assert s3_fleet.wait(id)["status"] == "succeeded"
     refused = {"model": "tiny-image", "input": {"prompt": prompt, "width": -1}}
@@ -107,7 +107,7 @@ def test_prompts_and_keys_are_in_no_log(s3_fleet: RunningFleet) -> None:
     access = json.loads((s3_fleet.data / "seaweedfs" / "access.json").read_text())
     logs = [file for file in (s3_fleet.data / "logs").rglob("*") if file.is_file()]
     assert len(logs) >= 5 and any(id in file.read_text() for file in logs)
-    for word in (prompt, access["secret"]):
+    for word in (prompt.split()[0], access["secret"]):
         assert not [file for file in logs if word in file.read_text()]
 
 

@@ -19,6 +19,7 @@ from jobs.catalog import Catalog
 from jobs.errors import (
     GpuFault,
     GroupFault,
+    Interrupted,
     JobError,
     ModelLoadFailed,
     OutOfMemory,
@@ -207,7 +208,7 @@ def test_an_agent_killed_in_mid_job_leaves_no_orphan_and_is_replaced(bench: Benc
             family.extend(own_family())
             family[0].kill()
 
-    with pytest.raises(RankDied):
+    with pytest.raises((RankDied, Interrupted)):  # whichever of its ends is seen first
         bench.run("counts", TOGETHER, on_event, num_inference_steps=100)
     until(lambda: not alive(family), 15)
     ready(bench.group)
@@ -278,3 +279,13 @@ def test_a_gpu_fault_on_a_lane_of_one_rank_restarts_the_group_too(
     ready(bench.group)
     assert not set(rank_pids(bench.group)) & set(before), "its context is of no use any more"
     assert len(bench.run("shorts", Plan(), prompt="alone")) == 1
+
+
+def test_a_cancel_is_heard_while_the_ranks_start_anew(bench: Bench) -> None:
+    bench.group.restart()
+    assert not bench.group.wait_ready(lambda: True), "who leaves waits for nothing"
+    bench.cancel.set()
+    bench.run("counts", Plan(data=2))
+    assert bench.events[-1] == Ended(canceled=True) and not bench.group.ready
+    bench.cancel.clear()
+    ready(bench.group)

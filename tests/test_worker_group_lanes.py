@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -81,6 +82,18 @@ def test_a_cancel_stops_its_own_lane_only(pair: tuple[Bench, Bench]) -> None:
     assert len(other.answer) == 1 and right.events[-1] == Ended(canceled=False)
 
 
+def test_a_job_that_was_claimed_again_runs_beside_its_first_attempt(
+    pair: tuple[Bench, Bench],
+) -> None:
+    """A worker that was cut off may claim its own job anew, before the first attempt knows."""
+    left, right = pair
+    other = Aside(right, "counts", Plan(ulysses=2), lane=RIGHT, job="one", num_inference_steps=40)
+    first = left.run("counts", Plan(ulysses=2), lane=LEFT, job="one", num_inference_steps=10)
+    assert len(left.group.about()["lanes"]) == 1
+    other.join()
+    assert len(first) == 1 and right.events[-1] == Ended(canceled=False)
+
+
 STEPS = 500  # more than a busy machine computes before the wish arrives
 EVERY_PLAN = [
     Plan(data=4),
@@ -135,11 +148,15 @@ def test_ranks_do_not_wait_for_an_encoder_that_another_one_can_not_load(
     assert rank_pids(bench.group) == before, "the group lives"
 
 
-def test_a_cancel_in_a_long_stage_waits_for_its_end_and_kills_nobody(
-    pair: tuple[Bench, Bench],
+@pytest.mark.parametrize("alone", [False, True], ids=["beside another job", "alone"])
+def test_a_cancel_in_a_long_stage_kills_only_where_nobody_else_is_at_work(
+    pair: tuple[Bench, Bench], alone: bool
 ) -> None:
-    bench, _ = pair
+    bench, right = pair
     before = rank_pids(bench.group)
+    if not alone:
+        steps = {"num_inference_steps": 500}
+        other = Aside(right, "sleeps", Plan(ulysses=2), lane=RIGHT, **steps)
 
     def on_event(event: Event) -> None:
         if isinstance(event, Progress) and event.stage == "text_encode":
@@ -147,7 +164,15 @@ def test_a_cancel_in_a_long_stage_waits_for_its_end_and_kills_nobody(
 
     bench.run("naps", Plan(ulysses=2), on_event, lane=LEFT)
     assert bench.events[-1] == Ended(canceled=True)
-    assert bench.group.about()["ready"] and rank_pids(bench.group) == before
+    bench.cancel.clear()
+    if alone:
+        assert bench.group.wait_ready()
+        assert not set(rank_pids(bench.group)) & set(before)
+    else:
+        assert bench.group.about()["ready"] and rank_pids(bench.group) == before
+        right.cancel.set()
+        other.join()
+        right.cancel.clear()
 
 
 @pytest.mark.parametrize("plan", [Plan(ulysses=4), Plan()], ids=str)
@@ -246,3 +271,15 @@ def test_a_slow_rank_gets_fewer_items_by_the_measure_of_its_pace(
     ideal = 64 / sum(1 / seconds for seconds in pace.values())
     assert pace[1] > 1.5 * pace[0]
     assert max(share[str(rank)] * pace[rank] for rank in pace) <= 1.15 * ideal
+
+
+def test_who_reads_late_takes_nobody_for_hung(pair: tuple[Bench, Bench]) -> None:
+    """A worker may be held up by a Redis that does not answer; its ranks have gone on meanwhile."""
+    bench, _ = pair
+
+    def on_event(event: Event) -> None:
+        if bench.step(5)(event):
+            time.sleep(4)  # longer than the watchdog's 3 s
+
+    asked = {"lane": LEFT, "num_inference_steps": 100}
+    assert len(bench.run("counts", Plan(ulysses=2), on_event, **asked)) == 1

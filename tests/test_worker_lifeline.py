@@ -1,5 +1,6 @@
 """A process ends with its parent, also with one that was gone before it asked."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, alive, until
+from worker.lifeline import AGENT
 
 SCRIPT = """
 import os, sys, time
@@ -33,3 +35,11 @@ def test_no_child_outlives_its_parent(asks: str) -> None:
     child = int(done.stdout)
     time.sleep(0.2)
     until(lambda: not psutil.pid_exists(child) or not alive([psutil.Process(child)]), 5)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_forkserver_whose_agent_has_died_meanwhile_does_not_begin(lives: bool) -> None:
+    """One that began had nobody to end it: it lived, with its ranks, for as long as the machine."""
+    command = [sys.executable, "-c", "import worker.preload"]
+    environment = {**os.environ, AGENT: str(os.getpid() if lives else 2**22 + 1)}
+    assert subprocess.run(command, cwd=ROOT, env=environment).returncode == (not lives)

@@ -7,16 +7,21 @@ import pytest
 
 from jobs.catalog import load_catalog
 from jobs.errors import (
+    JOB_ERRORS,
     DeadlineExceeded,
+    GroupFault,
     Internal,
     Interrupted,
     InvalidInput,
     JobError,
     ModelLoadFailed,
+    ModelUnavailable,
     OutOfMemory,
+    Poisoned,
     RankDied,
     RankHung,
     SpoolFailed,
+    WorkerLost,
 )
 from jobs.parse import parse_request
 from worker.plan import Plan
@@ -123,6 +128,9 @@ def test_where_only_the_text_encoder_is_too_much_it_is_spread(rank_gb: int, plan
     request, _ = parse_request({"model": model, "input": {"prompt": "x", "n": 8}}, CATALOG)
     room = Room(34 * GB, 10 * GB, rank_gb * GB)
     assert choices(CATALOG[model], request, 4, room=room)[-1].plan == plan
+    worn = {"prompt": "x", "n": 8, "loras": [{"name": "turbo"}]}
+    request, _ = parse_request({"model": model, "input": worn}, CATALOG)
+    assert not choices(CATALOG[model], request, 4, room=room)[-1].plan.spread_encoder
 
 
 def test_weights_that_do_not_fit_on_a_rank_are_shared_by_as_many_as_it_takes() -> None:
@@ -150,6 +158,7 @@ def test_replicas_are_aligned_blocks_of_the_lane() -> None:
 
 
 OOM, DIED, FULL = ({"code": code} for code in ("out_of_memory", "rank_died", "spool_failed"))
+AWAY = {"code": "model_unavailable"}
 
 
 @pytest.mark.parametrize(
@@ -170,10 +179,23 @@ OOM, DIED, FULL = ({"code": code} for code in ("out_of_memory", "rank_died", "sp
         (SpoolFailed("x"), [FULL] * 8, Again(delay_s=300)),
         (SpoolFailed("x"), [FULL] * 9, GiveUp(dead=True)),
         (RankDied("x"), [FULL] * 5 + [DIED], Again()),
+        (ModelUnavailable("x"), [DIED], Again(delay_s=2.5)),
+        (ModelUnavailable("x"), [AWAY] * 3, Again(delay_s=20)),
+        (ModelUnavailable("x"), [AWAY] * 4, GiveUp(dead=True)),
+        (RankDied("x"), [AWAY] * 4 + [DIED], Again()),
         (Internal("x"), [], GiveUp(dead=True)),
+        (Poisoned(), [], GiveUp(dead=True)),
     ],
 )
 def test_what_follows_a_failed_attempt(
     error: JobError, earlier: list[dict[str, Any]], decision: Again | GiveUp
 ) -> None:
-    assert decide(error, earlier) == decision
+    assert decide(error, earlier, chance=0.5) == decision
+
+
+def test_what_a_rank_names_is_known_here() -> None:
+    """Else a kind of error comes as `internal`, and is never tried again."""
+    named = [GroupFault, JobError]  # by their kinds alone
+    ours = [WorkerLost, Poisoned, DeadlineExceeded, Interrupted]  # never a rank's
+    known = [kind for each in (JobError, GroupFault) for kind in each.__subclasses__()]
+    assert {*JOB_ERRORS.values(), *named, *ours} == {*known, JobError}

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import libfaketime
 import pytest
+import redis
 
+from cli.marks import read
 from jobs.record import JobState
 from tests.conftest import Server, alive, until
 from tests.fixtures.worker import LoneWorker
@@ -55,6 +57,29 @@ def test_a_clock_that_jumps_costs_nothing(start: Start, tmp_path: Path) -> None:
     assert day in worker.log.read_text(), "it did jump"
 
 
+def test_a_redis_that_takes_no_writes_ends_no_worker(start: Start, valkey: Server) -> None:
+    """Its hints are heard, and can't be noted as heard. What is deleted goes all the same."""
+    worker = start()
+    worker.wait(done := worker.submit("counts"))
+    first = worker.submit("sleeps", num_inference_steps=100)
+    worker.wait_running(first)
+    others = [worker.submit("counts") for _ in range(7)]  # whose hints wait
+    with redis.Redis.from_url(valkey.url) as direct:
+        direct.config_set("maxmemory", 1000)
+        try:
+            time.sleep(6)
+            assert worker.store.delete(done)
+            record = f"{worker.store._prefix}:job:{done}"
+            until(lambda: not direct.exists(record))  # which makes room
+        finally:
+            direct.config_set("maxmemory", 0)
+    for id in (first, *others):
+        job = worker.wait(id)
+        assert job.state is JobState.SUCCEEDED and len(job.attempts) == 1
+    assert worker.process.poll() is None
+    assert "takes no writes" in worker.log.read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_worker_that_still_starts_leaves_at_once(start: Start, number: signal.Signals) -> None:
     worker = start()
@@ -85,3 +110,32 @@ def test_whoever_has_no_patience_gets_the_job_put_back_and_nothing_left(
     (attempt,) = job.attempts
     assert attempt.error is not None and attempt.error["code"] == "interrupted"
     assert worker.store.workers.alive() == {}
+
+
+def test_a_worker_whose_key_the_storage_refuses_takes_one_job_and_says_so(
+    start: Start, seaweed: Server
+) -> None:
+    wrong = {**seaweed.part.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    where = {"FLEET_STORAGE_URL": "s3://fleet/refused", "FLEET_S3_ENDPOINT": seaweed.url}
+    worker = start(**wrong, **where)
+    store = worker.store
+    first = worker.submit("counts", num_inference_steps=1)
+    said = "the object storage refuses its key"
+    until(lambda: said in [card["draining"] for card in store.workers.alive().values()])
+    second = worker.submit("counts", num_inference_steps=1)
+    time.sleep(3)
+    jobs = [store.get(id) for id in (first, second)]
+    assert [job and job.state for job in jobs] == [JobState.RUNNING, JobState.QUEUED]
+    store.cancel(first)
+    assert worker.wait(first).state is JobState.CANCELED
+
+
+def test_a_worker_that_is_to_say_nothing_of_its_files_does_not(
+    start: Start, tmp_path: Path
+) -> None:
+    worker = start(FLEET_EMBED_PARAMETERS="0", FLEET_EMBED_PROVENANCE="0")
+    for model in ("tiny-image", "tiny-video"):
+        job = worker.wait(worker.submit(model, prompt="a secret"))
+        assert job.state is JobState.SUCCEEDED, job.error
+        file = tmp_path / "storage" / job.artifacts[0].key
+        assert read(file) == (None, None) and b"secret" not in file.read_bytes()

@@ -16,7 +16,7 @@ import time
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from worker.lifeline import IMPORTED_BY, die_with_parent
+from worker.lifeline import AGENT, IMPORTED_BY, die_with_parent
 
 # Not diffusers: importing it asks for CUDA, and a forked child can't use CUDA after that.
 PRELOAD = [
@@ -53,6 +53,7 @@ def main() -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # One thread a rank until the rank itself knows how many cores it may use.
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ[AGENT] = str(os.getpid())
     multiprocessing.set_forkserver_preload(PRELOAD)
     for incarnation in itertools.count():
         config = LaunchConfig(

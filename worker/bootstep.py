@@ -1,11 +1,10 @@
-"""The group and the reaper live and die with the Celery worker."""
+"""The group and the reaper, or the courier of webhooks, live and die with the Celery worker."""
 
 import logging
 import shutil
 import signal
 import subprocess
 import threading
-import time
 from types import FrameType
 from typing import Any
 
@@ -16,7 +15,7 @@ from celery.worker import state
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
 from jobs.errors import FleetError, SettingsError, StoreUnavailable
-from jobs.queue import GPU_QUEUE
+from jobs.queue import GPU_QUEUE, WEBHOOKS_QUEUE
 from jobs.settings import Settings
 from jobs.store import JobStore
 from worker.fleet import Fleet
@@ -26,11 +25,12 @@ from worker.lease import Drain
 from worker.reaper import Reaper
 from worker.recycle import Recycling
 from worker.warm import warm
+from worker.webhooks import Courier
 
 logger = logging.getLogger(__name__)
 
 CPU_RANKS = 2
-SPOOL_KEEP_S = 86400
+COURIERS = 16  # threads that deliver webhooks, besides the courier's own: they only wait
 
 
 class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -41,6 +41,12 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
+        queues = set(worker.app.amqp.queues.consume_from)
+        if {GPU_QUEUE, WEBHOOKS_QUEUE} <= queues:  # deliveries would take the lanes' threads
+            raise SystemExit("A worker runs jobs or delivers webhooks: give one of the two queues.")
+        self.enabled = WEBHOOKS_QUEUE not in queues
+        if not self.enabled:
+            return
         if worker.concurrency != 1 or "thread" not in worker.pool_cls.__module__:
             raise SystemExit("The group has as many lanes as ranks: give no --pool, --concurrency.")
         try:
@@ -66,7 +72,7 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             )
             started = threading.Event()
             leave_on_signal(fleet.drain, settings.drain_s, started)
-            sweep_spool(settings)
+            settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
             worker.app.fleet = fleet
             if unknown := set(settings.preload) - set(fleet.catalog):
                 raise SettingsError(f"FLEET_PRELOAD: there is no model {min(unknown)!r}.")
@@ -84,6 +90,8 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
             fleet.announce()
         except StoreUnavailable as error:
             logger.warning("%s", error)
+        if fleet.refusing:
+            logger.warning("it takes no jobs: %s", fleet.refusing)
         self._reaper.start()
         started.set()
 
@@ -95,8 +103,39 @@ class GroupStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Shown by `celery inspect stats` and in Flower."""
+        if not self.enabled:
+            return {}
         about: dict[str, Any] = worker.app.fleet.announcement()
         return about
+
+
+class WebhooksStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """With `-Q webhooks`, on any machine: no group, no jobs."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self.enabled = WEBHOOKS_QUEUE in worker.app.amqp.queues.consume_from
+        if not self.enabled:
+            return
+        if worker.concurrency != 1 or "thread" not in worker.pool_cls.__module__:
+            raise SystemExit(f"It delivers by {COURIERS} threads: give no --pool, --concurrency.")
+        worker.concurrency = COURIERS
+        worker.options.update(without_gossip=True, without_mingle=True)
+
+    def start(self, worker: Any) -> None:
+        settings: Settings = worker.app.settings
+        store = JobStore(settings.redis_url, settings.key_prefix, settings.lease_s)
+        drain, started = Drain(), threading.Event()
+        leave_on_signal(drain, 0, started)
+        self._courier = Courier(worker.app, settings, store, drain, COURIERS)
+        worker.app.courier = self._courier
+        self._courier.start()
+        started.set()
+
+    def stop(self, worker: Any) -> None:
+        self._courier.stop()
+
+    terminate = stop
 
 
 def leave_on_signal(drain: Drain, drain_s: float, started: threading.Event) -> None:
@@ -145,11 +184,3 @@ def count_gpus(settings: Settings) -> int:
         return 0
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def sweep_spool(settings: Settings) -> None:
-    """Removes what workers that were killed left behind a day ago."""
-    settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for entry in settings.spool.iterdir():
-        if time.time() - entry.stat().st_mtime > SPOOL_KEEP_S:
-            shutil.rmtree(entry, ignore_errors=True)

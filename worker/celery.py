@@ -1,10 +1,11 @@
-"""The Celery app's consuming half: `celery -A worker worker` and `celery -A worker flower`."""
+"""The Celery app's consuming half: `celery -A worker worker`, with `-Q webhooks` where there is no
+GPU, and `celery -A worker flower`."""
 
 from celery.worker import components
 
 from jobs.queue import make_app
 from jobs.settings import settings_or_exit
-from worker.bootstep import GroupStep
+from worker.bootstep import GroupStep, WebhooksStep
 from worker.hints import survive_broker
 
 settings = settings_or_exit()
@@ -16,10 +17,11 @@ app.conf.update(
     worker_pool="threads",
     worker_concurrency=1,  # worker/bootstep.py sets it, by the number of ranks
     worker_prefetch_multiplier=1,
+    worker_direct=True,  # a queue of its own, besides: see worker/reaper.py
     task_acks_late=True,
     worker_disable_prefetch=False,  # with threads it can stall a worker for ever
     worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease decides, not the broker
 )
 survive_broker()
-app.steps["worker"].add(GroupStep)
-components.Pool.requires = (*components.Pool.requires, GroupStep)
+app.steps["worker"].update((GroupStep, WebhooksStep))
+components.Pool.requires = (*components.Pool.requires, GroupStep, WebhooksStep)

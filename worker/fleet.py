@@ -9,10 +9,12 @@ from typing import Any
 
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog, ModelSpec
+from jobs.errors import StoreUnavailable
 from jobs.record import Claim
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.weights import encoder_bytes, weights_bytes
+from worker.gpus import NOTHING, Gpus
 from worker.group import Group
 from worker.lanes import Lanes
 from worker.lease import Drain
@@ -21,7 +23,9 @@ from worker.planner import Room
 logger = logging.getLogger(__name__)
 
 FAULTS_S = 600  # how long a GPU's fault is remembered
-SPOOL_RESTS_S = 30  # for so long a spool that took no more is given no more
+AWAY_S = 0.5  # between tries while Redis is away
+LONG_S = 0.02  # of Redis, for a claim
+REST_S = 30  # for so long a worker takes no more jobs once its spool or its storage refused one
 
 
 @dataclass
@@ -34,10 +38,14 @@ class Fleet:
     group: Group
     drain: Drain
     lanes: Lanes
+    at_work: set[str] = field(default_factory=set)  # jobs that are looked after here
     start: str = field(default_factory=lambda: secrets.token_hex(8))  # one life of its name
     heard: float = field(default_factory=time.monotonic)  # when the last hint came
-    spool_rests_until: float = 0.0  # when the spool is tried again
+    rests_until: float = 0.0
+    _rests_for: str = ""
     _gpu_faults: dict[str, float] = field(default_factory=dict)  # job -> when
+    _looks_at: float = 0.0  # for a job again, at the earliest
+    _gpus: Gpus = field(default_factory=Gpus)
 
     @property
     def idle(self) -> bool:
@@ -56,7 +64,7 @@ class Fleet:
             return f"its spool can't be used: {error.strerror}"
         if free < self.settings.spool_free_bytes:
             return f"its spool has {free / 1e9:.2g} GB left"
-        return "its spool failed" if time.monotonic() < self.spool_rests_until else None
+        return self._rests_for if time.monotonic() < self.rests_until else None
 
     def loaded(self) -> list[str]:
         """The models that some rank of this worker has in memory."""
@@ -72,9 +80,25 @@ class Fleet:
         return {model for worker in others for model in worker.get("loaded", ())}
 
     def claim(self, queue: str, loaded_elsewhere: set[str]) -> Claim | None:
-        """The next job that this worker can run. Raises: StoreUnavailable."""
-        size, known = self.group.size, list(self.catalog)
-        return self.store.claim(queue, self.name, size, self.loaded(), loaded_elsewhere, known)
+        """The next job that this worker can run. Asks again where Redis does not answer, for a
+        lease: it may have heard, and a job that nobody runs counts as a crash.
+        Raises: StoreUnavailable."""
+        about = self.group.size, self.loaded(), loaded_elsewhere, list(self.catalog)
+        time.sleep(max(0.0, self._looks_at - time.monotonic()))
+        nonce, until = secrets.token_hex(4), time.monotonic() + self.settings.lease_s
+        while True:
+            try:
+                began = time.monotonic()
+                if claim := self.store.claim(queue, self.name, *about, nonce):
+                    return claim
+                took_s = time.monotonic() - began
+                if took_s > LONG_S:  # many wait that it can't run: a hint of each, and in vain
+                    self._looks_at = began + 10 * took_s
+                return None
+            except StoreUnavailable:
+                if self.drain.begun or time.monotonic() > until:
+                    raise
+                time.sleep(AWAY_S)
 
     def waiting(self, queue: str) -> int:
         """How many jobs it could claim now, up to its ranks. Raises: StoreUnavailable."""
@@ -87,19 +111,23 @@ class Fleet:
 
     def announcement(self) -> dict[str, Any]:
         """What this worker says of itself to the API and to the other workers."""
+        group = self.group.about()
+        uuids = [rank["uuid"] for rank in group["ranks"] if rank["uuid"]]
+        readings = self._gpus.latest(uuids)
+        ranks = [{**rank, **readings.get(rank["uuid"], NOTHING)} for rank in group["ranks"]]
         return {
             "start": self.start,
             "size": self.group.size,
-            "group": self.group.about(),
+            "group": {**group, "ranks": ranks},
             "models": list(self.catalog),
             "loaded": self.loaded(),
             "idle": self.idle,
             "draining": self.refusing,
         }
 
-    def spool_failed(self) -> None:
-        """A job found no room for its result: the next ones are for others, for a while."""
-        self.spool_rests_until = time.monotonic() + SPOOL_RESTS_S
+    def rest(self, reason: str) -> None:
+        """The next jobs are for others, for a while."""
+        self.rests_until, self._rests_for = time.monotonic() + REST_S, reason
 
     def gpu_fault(self, job: str) -> None:
         """A GPU has failed under this job. Where it was not the job's doing, for others failed here

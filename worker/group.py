@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from worker.dealing import worth_dealing
 from worker.keeper import Gone, Keeper
 from worker.plan import Plan
 from worker.protocol import (
+    MEETING,
     Cancel,
     Canceled,
     Done,
@@ -27,6 +28,7 @@ from worker.protocol import (
     FromRank,
     Progress,
     Run,
+    Said,
     Tick,
 )
 
@@ -54,6 +56,7 @@ class Group:
         self.size = size
         self._settings = settings
         self._keeper = Keeper(size, settings.start_timeout_s)
+        self._at_work: dict[tuple[int, ...], str] = {}  # lanes, and their jobs
 
     def start(self) -> None:
         """Returns when every rank is ready. Raises: GroupFault."""
@@ -64,9 +67,13 @@ class Group:
     def stop(self) -> None:
         self._keeper.stop()
 
-    def wait_ready(self) -> bool:
-        """Whether every rank is there, within the time that a start may take."""
-        return self._keeper.ready.wait(self._settings.start_timeout_s)
+    def wait_ready(self, leaving: Callable[[], bool] = lambda: False) -> bool:
+        """Whether every rank is there, within the time that a start may take, unless leaving()."""
+        until = time.monotonic() + self._settings.start_timeout_s
+        while not self._keeper.ready.wait(TICK_S):
+            if leaving() or time.monotonic() > until:
+                return False
+        return True
 
     def restart(self) -> None:
         """Ends all ranks at once; wait_ready() waits for the new ones."""
@@ -91,6 +98,7 @@ class Group:
             "incarnation": self._keeper.incarnation,
             "restarts": max(0, self._keeper.starts - 1),
             "ranks": self._keeper.about(),
+            "lanes": [{"ranks": r, "job": job} for r, job in self._at_work.copy().items()],
         }
 
     def run(
@@ -104,20 +112,25 @@ class Group:
         cancel: threading.Event,
     ) -> Generator[Event, None, None]:
         """Deals the items to the plan's replicas as these become free; the stream ends with Ended.
-
-        lane: ranks that nobody else uses. cancel: set it, and they stop within one or two denoising
-        steps.
+        lane: ranks that nobody else uses. cancel: set it, and they stop at the end of a denoising
+        step; in a stage that asks nobody, at its end, or by a kill after CANCEL_S if no other job
+        is at work in the group.
         Raises: a JobError, after which no rank works on this job any more.
         """
         until = time.monotonic() + self._settings.start_timeout_s
         while not self._keeper.ready.wait(TICK_S):
+            if cancel.is_set():
+                yield Ended(canceled=True)
+                return
             if time.monotonic() > until:
                 raise RankDied(f"The group of {self.size} ranks does not come up.")
             yield Tick()
         turns = _Turns(self._keeper, self._settings, job, request, items, plan, lane, folder)
+        self._at_work[tuple(lane)] = job
         try:
-            yield from turns.events(cancel)
+            yield from turns.events(cancel, lambda: len(self._at_work) == 1)
         finally:
+            self._at_work.pop(tuple(lane), None)
             if turns.busy:  # the consumer left, or a rank was lost: nobody must go on computing
                 self._keeper.kill(turns.incarnation)
 
@@ -139,15 +152,16 @@ class _Turns:
         self._events, self.incarnation = keeper.listen(lane)
         self._keeper, self._settings = keeper, settings
         self._job, self._request, self._folder = job, request, folder
-        self._plan = plan
-        self._replicas = plan.replicas(lane)
+        self._plan, self._replicas = plan, plan.replicas(lane)
         self._todo = deque(items)
         self.busy: dict[int, Turn] = {}
         self._paces: dict[int, float] = {}  # by replica: seconds of its last item
         self._error: JobError | None = None
         self._give_up_at: float | None = None
 
-    def events(self, cancel: threading.Event) -> Generator[Event, None, None]:
+    def events(
+        self, cancel: threading.Event, alone: Callable[[], bool]
+    ) -> Generator[Event, None, None]:
         if not self._keeper.ready.is_set():  # it went between our look and our listening
             raise Interrupted(OTHERS_FAULT)
         self._deal_all()
@@ -164,8 +178,9 @@ class _Turns:
                 raise RankDied(f"Rank {event.rank} died.")
             if event is not None and not self._take(event):
                 event = None
-            self._watch()
-            yield event if isinstance(event, Progress | Done) else Tick()
+            if self._events.empty():  # who is behind with his reading knows nothing of silence
+                self._watch(alone)
+            yield event if isinstance(event, Progress | Said | Done) else Tick()
         if self._error:
             raise self._error
         yield Ended(canceled=bool(self._todo) or self._give_up_at is not None)
@@ -240,12 +255,13 @@ class _Turns:
             ranks = [rank for turn in self.busy.values() for rank in turn.waiting]
             self._keeper.send(ranks, Cancel(self._job))
 
-    def _watch(self) -> None:
+    def _watch(self, alone: Callable[[], bool]) -> None:
         """The step watchdog. Raises: RankHung, naming a rank that is silent."""
         now = time.monotonic()
         slow = max((self._typical(turn) for turn in self.busy.values()), default=0)
         wish = self._give_up_at
-        if self.busy and wish is not None and now > max(self._patience(), wish + 3 * slow):
+        patience = 0.0 if alone() else self._patience()
+        if self.busy and wish is not None and now > max(patience, wish + 3 * slow):
             if self._error:
                 raise self._error
             self._todo.clear()
@@ -273,7 +289,7 @@ class _Turns:
         )
 
     def _limit(self, turn: Turn, stage: str) -> float:
-        if stage in ("load_model", "meet"):  # to meet is to wait for a peer that may be loading
+        if stage in ("load_model", MEETING):  # to meet is to wait for a peer that may be loading
             return self._settings.load_timeout_s
         if stage == "dealt" or (stage == "denoise" and turn.steps):
             return max(self._settings.stall_s, 10 * self._typical(turn))

@@ -4,6 +4,8 @@ from typing import Any
 
 from kombu.transport import redis
 
+from jobs.connection import told_as_lost
+
 
 class HintQoS(redis.QoS):  # type: ignore[misc]
     """What a lost connection has not acknowledged stays with the broker: a hint is expendable.
@@ -13,7 +15,11 @@ class HintQoS(redis.QoS):  # type: ignore[misc]
     """
 
     restore_at_shutdown = False
+    append = told_as_lost(redis.QoS.append)
+    reject = told_as_lost(redis.QoS.reject)
+    restore_visible = told_as_lost(redis.QoS.restore_visible)
 
+    @told_as_lost
     def ack(self, delivery_tag: Any) -> None:
         if not self.channel.closed:
             super().ack(delivery_tag)

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, Self, TypeVar
 
-from jobs.errors import DeadlineExceeded, Interrupted, StorageUnavailable, StoreUnavailable
+from jobs.errors import (
+    DeadlineExceeded,
+    Interrupted,
+    LeaseLost,
+    StorageUnavailable,
+    StoreUnavailable,
+)
 from jobs.record import Claim
 from jobs.store import JobStore
 
@@ -18,6 +24,7 @@ R = TypeVar("R")
 EVERY_S = 0.25  # at most four progress events a second
 AWAY_S = 2  # between tries while Redis is away: each may take seconds
 TICK_S = 0.2
+STOPPED = "The worker stopped before the job ended."
 
 
 class CancelWished(Exception):
@@ -55,7 +62,7 @@ class Lease:
         self.stop = threading.Event()  # the lane is to stop; check() says why
         self._ends_at = None if claim.deadline_s is None else time.monotonic() + claim.deadline_s
         self._next = 0.0
-        self._cancel = False
+        self._cancel = claim.canceled
         self._news: dict[str, Any] | None = None
         self._over = threading.Event()
 
@@ -76,14 +83,14 @@ class Lease:
         if self._cancel:
             self.stop.set()
 
-    def renew(self, progress: dict[str, Any] | None = None) -> None:
-        """Rate-limited: the newest progress is written at the next call that goes through.
+    def renew(self, progress: dict[str, Any] | None = None) -> bool:
+        """Rate-limited: the newest progress is written at the next call that goes through. Answers
+        whether this one did.
 
         If Redis is away, the job goes on. Raises: LeaseLost.
         """
         self._news = progress or self._news
-        if time.monotonic() > self._next:
-            self._reach()
+        return time.monotonic() > self._next and self._reach()
 
     def planned(self, plan: dict[str, Any]) -> None:
         """Writes the plan, and so asks at once whether the job is still ours and still wanted."""
@@ -91,18 +98,26 @@ class Lease:
 
     def confirm(self, plan: dict[str, Any]) -> None:
         """The same, until Redis answers: while it is away the job may be canceled, or another's.
+        The record says from then on that the job may be published.
         Raises: LeaseLost; what check() raises."""
-        while not self._reach(plan):
+        while not self._reach(plan, publish=True):
             self.check()
             time.sleep(TICK_S)
         self.check()
 
-    def _reach(self, plan: dict[str, Any] | None = None) -> bool:
+    def still_ours(self) -> None:
+        """Waits for Redis to say so. Raises: LeaseLost, Interrupted."""
+        while not self._reach():
+            if self._drain.over:
+                raise Interrupted(STOPPED)
+            time.sleep(TICK_S)
+
+    def _reach(self, plan: dict[str, Any] | None = None, publish: bool = False) -> bool:
         """Whether Redis answered."""
         if self._late() or self._drain.over:
             self.stop.set()
         try:
-            if self._store.renew(self.claim, plan, self._news):
+            if self._store.renew(self.claim, plan, self._news, publish):
                 self._cancel = True  # never back: the listener sets it too
             self._news = None
             self._next = time.monotonic() + EVERY_S
@@ -121,7 +136,7 @@ class Lease:
         if self._late():
             raise DeadlineExceeded("The job's deadline passed while it ran.")
         if self._drain.over:
-            raise Interrupted("The worker stopped before the job ended.")
+            raise Interrupted(STOPPED)
 
     def _late(self) -> bool:
         return self._ends_at is not None and time.monotonic() > self._ends_at
@@ -129,7 +144,8 @@ class Lease:
     def insist(self, call: Callable[[], R], stoppable: bool = True) -> R:
         """Runs a call to the object storage again and again for as long as that is away.
 
-        stoppable: a cancel, a deadline or a drain ends the waiting, whatever the call still does.
+        stoppable: a cancel or a deadline ends the waiting, whatever the call still does; the end of
+        a drain's time does in any case.
         Raises: what check() raises; LeaseLost.
         """
         delay = 0.2
@@ -163,15 +179,19 @@ class Lease:
         self.renew()
         if stoppable:
             self.check()
+        elif self._drain.over:
+            raise Interrupted(STOPPED)
 
-
-def persist(call: Callable[[], R]) -> R:
-    """For the last word on a job: again for as long as Redis is away. Raises: LeaseLost."""
-    delay = 0.2
-    while True:
-        try:
-            return call()
-        except StoreUnavailable as error:
-            logger.warning("not written yet: %s", error)
-            time.sleep(delay)
-            delay = min(5.0, delay * 2)
+    def persist(self, call: Callable[[], R]) -> R:
+        """For the last word on a job: again for as long as Redis is away and the worker may live.
+        Raises: LeaseLost."""
+        delay = 0.2
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as error:
+                logger.warning("not written yet: %s", error)
+                if self._drain.over:
+                    raise LeaseLost(f"{self.claim.id} is left to its lease.") from None
+                time.sleep(delay)
+                delay = min(5.0, delay * 2)

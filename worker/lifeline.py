@@ -7,6 +7,7 @@ import sys
 
 # In a process that is forked later, this is its parent: the forkserver, for a rank.
 IMPORTED_BY = os.getpid()
+AGENT = "WORKER_AGENT_PID"  # in the environment of the forkserver, whose parent it is
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -10,6 +10,7 @@ from worker.protocol import Done, Progress
 # How far an item is when a stage begins; denoising goes from its figure to the next one's.
 SHARE = {"text_encode": 0.0, "denoise": 0.02, "vae_decode": 0.9, "encode_file": 0.97}
 UPLOAD = 0.98
+SHORT = {"load_model_s": "load_s", "encode_file_s": "encode_s"}  # as metrics name them
 
 
 class Meter:
@@ -62,13 +63,20 @@ class Meter:
         """Of every item, in order. Raises: KeyError, if one was never finished."""
         return [self._files[index] for index in self._seeds]
 
+    def gpu_seconds(self) -> float:
+        """Since it began, of all ranks of the lane."""
+        return round((time.monotonic() - self._began) * self._width, 4)
+
     def metrics(self) -> dict[str, Any]:
         """Seconds: each stage summed over the items, as the leads measured it."""
         stages = {name for timings in self._timings for name in timings}
         total = time.monotonic() - self._began
         return {
-            **{s: round(sum(t.get(s, 0) for t in self._timings), 4) for s in sorted(stages)},
+            **{
+                SHORT.get(s, s): round(sum(t.get(s, 0) for t in self._timings), 4)
+                for s in sorted(stages)
+            },
             "total_s": round(total, 4),
-            "gpu_seconds": round(total * self._width, 4),
+            "gpu_seconds": self.gpu_seconds(),
             "peak_memory_bytes": {str(rank): peak for rank, peak in sorted(self._peaks.items())},
         }

@@ -78,6 +78,8 @@ def choices(
     least_memory: an earlier attempt ran out of memory; all ranks, the fewest tokens on each, shared
     weights. Raises: InvalidInput, where a plan, or the model, does not fit the group.
     """
+    if request.input.loras:  # its encoder is not spread
+        room = replace(room, encoders=0)
     if isinstance(request.parallel, Parallel):
         found: list[Choice | None] = [_explicit(spec, request, ranks, room)]
     else:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MEETING = "meet"  # a rank waits for its peers: no stage of a job, but a sign of life
+
 # -- to a rank
 
 
@@ -42,13 +44,14 @@ class Exit:
 
 @dataclass(frozen=True)
 class Hello:
-    """memory_bytes: all that its device has."""
+    """memory_bytes: all that its device has. uuid: of its GPU, as NVML spells it."""
 
     rank: int
     pid: int
     incarnation: int
     device: str
     memory_bytes: int
+    uuid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Progress:
-    """A stage began or a denoising step ended. memory: bytes, allocated and peak of this job."""
+    """A stage began or a denoising step ended. memory: bytes, allocated and peak of this job.
+    preview: a picture of what the item is about to become, if there is a new one."""
 
     rank: int
     job: str
@@ -70,6 +74,17 @@ class Progress:
     step: int
     steps: int
     memory: dict[str, int]
+    preview: str | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """A warning of a rank, or of a library in it, while it works on a job."""
+
+    rank: int
+    job: str
+    level: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Canceled:
     step: int
 
 
-# -- from Group to whoever runs a job on it, among the ranks' Progress and Done
+# -- from Group to whoever runs a job on it, among the ranks' Progress, Said and Done
 
 
 @dataclass(frozen=True)
@@ -122,14 +137,14 @@ class Ended:
     canceled: bool
 
 
-Event = Progress | Done | Tick | Ended
+Event = Progress | Said | Done | Tick | Ended
 ToRank = Run | Cancel | Exit
-FromRank = Hello | Loaded | Progress | Done | Failed | Canceled
+FromRank = Hello | Loaded | Progress | Said | Done | Failed | Canceled
 Message = ToRank | FromRank
 
 KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
-    for kind in (Run, Cancel, Exit, Hello, Loaded, Progress, Done, Failed, Canceled)
+    for kind in (Run, Cancel, Exit, Hello, Loaded, Progress, Said, Done, Failed, Canceled)
 }
 
 _LENGTH = struct.Struct("<I")

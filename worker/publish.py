@@ -9,13 +9,17 @@ import hashlib
 import json
 import logging
 import shutil
+import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import ArtifactStorage, manifest_key, output_key
-from jobs.errors import SpoolFailed
-from jobs.record import Artifact, Claim
+from jobs.errors import Internal, SpoolFailed, StorageUnavailable
+from jobs.record import Artifact, Claim, JobState
+
+SPOOL_KEEP_S = 86400
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,14 @@ class Rendered:
 class Published:
     artifacts: list[Artifact]
     metrics: dict[str, Any]
+
+
+class Voided(Exception):
+    """An attempt has ended the job without a result, for good: so does whoever holds it now."""
+
+    def __init__(self, state: JobState, error: dict[str, Any] | None, dead: bool) -> None:
+        super().__init__(state)
+        self.state, self.error, self.dead = state, error, dead
 
 
 class Spool:
@@ -71,25 +83,68 @@ class Spool:
 
 
 def _whole(file: dict[str, Any]) -> bool:
-    """Whether it is there as it was written: a power cut can leave less."""
+    """Whether it and its thumbnail are there as they were written: a power cut can leave less."""
     try:
-        with open(file["path"], "rb") as opened:
-            return bool(hashlib.file_digest(opened, "sha256").hexdigest() == file["sha256"])
+        for part in (file, file.get("thumbnail")):
+            if part is None:
+                continue
+            with open(part["path"], "rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != part["sha256"]:
+                    return False
     except OSError:
         return False
+    return True
+
+
+def sweep_spool(spool: Path, at_work: Collection[str]) -> None:
+    """Removes what was left behind a day ago, by whoever was killed or overtaken."""
+    for folder in spool.glob("*"):
+        with contextlib.suppress(OSError):  # it is gone by now
+            old = time.time() - folder.stat().st_mtime > SPOOL_KEEP_S
+            if old and folder.name not in at_work:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def published(storage: ArtifactStorage, job: str) -> Published | None:
-    """What an attempt before this one committed. Raises: StorageUnavailable."""
+    """What an attempt before this one committed. Raises: Voided, StorageUnavailable."""
     text = storage.read(manifest_key(job))
     if text is None:
         return None
-    manifest = json.loads(text)
-    return Published([Artifact(**a) for a in manifest["outputs"]], manifest["metrics"])
+    try:
+        manifest = json.loads(text)
+        if not manifest.get("void"):
+            return Published([Artifact(**a) for a in manifest["outputs"]], manifest["metrics"])
+        verdict = Voided(JobState(manifest["state"]), manifest["error"], manifest["dead"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # A power cut, or another's hand. Its place is taken: nothing is ever published there.
+        error = Internal("The manifest in the storage can't be read.").answer()
+        verdict = Voided(JobState.FAILED, error, True)
+    raise verdict
+
+
+def _first(storage: ArtifactStorage, job: str) -> Published:
+    """What was there before. Raises: Voided; StorageUnavailable, where it can't be seen: S3 also
+    refuses while it looks at another request for the same key."""
+    if (found := published(storage, job)) is None:
+        raise StorageUnavailable("The storage neither takes the manifest nor has one.")
+    return found
+
+
+def void(storage: ArtifactStorage, claim: Claim, verdict: Voided) -> Published | None:
+    """Makes sure that the job is never published: its manifest is an empty one, which says how the
+    job ends, and whoever comes later, were it a request that is still on its way, comes too late.
+    Answers what an attempt had committed before. Raises: Voided, by another attempt;
+    StorageUnavailable."""
+    manifest = {"job": claim.id, "token": claim.token, "void": True, "outputs": [], "metrics": {}}
+    manifest.update(state=verdict.state, error=verdict.error, dead=verdict.dead)
+    if storage.commit(manifest_key(claim.id), json.dumps(manifest).encode()):
+        return None
+    return _first(storage, claim.id)
 
 
 def upload(storage: ArtifactStorage, claim: Claim, rendered: Rendered) -> list[Artifact]:
-    """Puts every file at a key of this attempt's own. Raises: StorageUnavailable, SpoolFailed."""
+    """Puts every file, and its thumbnail, at a key of this attempt's own.
+    Raises: StorageUnavailable, SpoolFailed."""
     artifacts = []
     for file in rendered.files:
         path = Path(file["path"])
@@ -97,15 +152,20 @@ def upload(storage: ArtifactStorage, claim: Claim, rendered: Rendered) -> list[A
             raise SpoolFailed("A result is gone from this node's spool, or is not as it was.")
         key = output_key(claim.id, claim.token, file["index"], path.suffix.lstrip("."))
         storage.put(key, path)
-        about = {name: value for name, value in file.items() if name != "path"}
-        artifacts.append(Artifact(key=key, **about))
+        small = None
+        if thumbnail := file.get("thumbnail"):
+            small = output_key(claim.id, claim.token, file["index"], "thumb.webp")
+            storage.put(small, Path(thumbnail["path"]))
+        about = {name: value for name, value in file.items() if name not in ("path", "thumbnail")}
+        artifacts.append(Artifact(key=key, thumbnail=small, **about))
     return artifacts
 
 
 def commit(
     storage: ArtifactStorage, claim: Claim, artifacts: list[Artifact], metrics: dict[str, Any]
 ) -> Published:
-    """Creates the manifest, or answers the one that another attempt created first."""
+    """Creates the manifest, or answers the one that another attempt created first.
+    Raises: Voided, StorageUnavailable."""
     manifest = {
         "job": claim.id,
         "token": claim.token,
@@ -114,7 +174,6 @@ def commit(
     }
     if storage.commit(manifest_key(claim.id), json.dumps(manifest).encode()):
         return Published(artifacts, metrics)
+    first = _first(storage, claim.id)
     logger.warning("%s was published by another attempt; its result stands", claim.id)
-    first = published(storage, claim.id)
-    assert first is not None  # AlreadyExists said so
     return first

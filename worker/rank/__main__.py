@@ -22,7 +22,7 @@ from jobs.settings import load_settings
 from worker.protocol import Cancel, Exit, FromRank, Hello, Message, Run, encode, messages
 from worker.rank import logs
 from worker.rank.loop import serve
-from worker.rank.memory import pick_device, total_bytes
+from worker.rank.memory import gpu_uuid, pick_device, total_bytes
 from worker.rank.models import Models
 from worker.rank.parallel import Parallelism
 
@@ -75,6 +75,9 @@ def main(socket_path: str, incarnation: int) -> None:
     # A bar says nothing in a log, and a load must not fail because that log's disk is full.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    # What they warn of may have a prompt in it: it is for the job's caller alone.
+    diffusers.utils.logging.disable_default_handler()
+    transformers.utils.logging.disable_default_handler()
     # A rank may wait for a peer that loads a model; the watchdog, not this, finds a hung one.
     timeout = timedelta(seconds=settings.load_timeout_s + 60)
     device = join_group(timeout)
@@ -86,8 +89,10 @@ def main(socket_path: str, incarnation: int) -> None:
     models = Models(load_catalog(settings.models), settings.models_dir, device)
     parallelism = Parallelism(device, timeout)
     send = sender(connection)
-    send(Hello(dist.get_rank(), os.getpid(), incarnation, str(device), total_bytes()))
-    serve(runs, send, canceled, models, parallelism, settings.debug)
+    logs.ToCaller(dist.get_rank(), send)
+    place = dist.get_rank(), os.getpid(), incarnation, str(device), total_bytes(), gpu_uuid()
+    send(Hello(*place))
+    serve(runs, send, canceled, models, parallelism, settings)
     dist.destroy_process_group()
 
 

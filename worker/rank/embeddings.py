@@ -10,8 +10,8 @@ ENTRIES = 32  # 8 MB each for Wan, with its negative prompt
 
 
 def remember_prompts(pipeline: Any) -> None:
-    """Wraps the pipeline's encode_prompt(). Not for shared weights: there encoding is collective,
-    and a rank that remembers would leave its peers waiting."""
+    """Wraps the pipeline's encode_prompt(), with a forget(). Not for shared weights: there encoding
+    is collective, and a rank that remembers would leave its peers waiting."""
     encode, kept = pipeline.encode_prompt, OrderedDict[Any, Any]()
 
     @functools.wraps(encode)
@@ -26,6 +26,7 @@ def remember_prompts(pipeline: Any) -> None:
             kept.popitem(last=False)
         return kept[key]
 
+    encode_once.forget = kept.clear  # type: ignore[attr-defined]
     pipeline.encode_prompt = encode_once
 
 

@@ -2,9 +2,12 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.logs import MOST_CHARACTERS
+from worker.protocol import Said
 from worker.rank.memory import allocated_bytes
 
 FORMAT = (
@@ -43,3 +46,25 @@ def to_stderr_and_file(folder: Path, rank: int) -> None:
         logging.getLogger("worker").addHandler(handler)
     logging.getLogger("worker").setLevel(logging.INFO)
     logging.getLogger("worker").propagate = False
+
+
+class ToCaller(logging.Handler):
+    """Warnings go to the caller of the job that the rank is at, too."""
+
+    def __init__(self, rank: int, send: Callable[[Said], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._rank, self._send = rank, send
+        for library in ("worker", "diffusers", "transformers"):
+            logging.getLogger(library).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if SCENE.stage == "idle":
+            return
+        try:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[1]:
+                text += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            level = record.levelname.lower()
+            self._send(Said(self._rank, SCENE.job, level, text[:MOST_CHARACTERS]))
+        except Exception:  # a library's malformed call, or a worker that is gone
+            self.handleError(record)

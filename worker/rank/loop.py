@@ -12,13 +12,17 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import GpuFault, Internal, JobError, OutOfMemory, RankDied
-from jobs.request import stored_request
+from jobs.request import Item, stored_request
+from jobs.settings import Settings
 from worker.plan import Plan
 from worker.protocol import Canceled, Done, Failed, FromRank, Run
 from worker.rank import memory, outputs
 from worker.rank.logs import SCENE
+from worker.rank.loras import Worn, wear
+from worker.rank.marks import marks
 from worker.rank.models import Models
 from worker.rank.parallel import Parallelism, encoder
+from worker.rank.previews import Previews
 from worker.rank.progress import ItemProgress, PeerFailed, Stopped
 
 logger = logging.getLogger(__name__)
@@ -30,18 +34,25 @@ def serve(
     canceled: set[str],
     models: Models,
     parallelism: Parallelism,
-    debug: bool,
+    settings: Settings,
 ) -> None:
     while (run := runs.get()) is not None:
-        progress = ItemProgress(run, parallelism.replica(run.members), send, canceled, debug)
-        send(_answer(run, progress, models, parallelism))
+        replica = parallelism.replica(run.members)
+        progress = ItemProgress(run, replica, send, canceled, settings.debug)
+        send(_answer(run, progress, models, parallelism, settings))
         SCENE.stage, SCENE.step = "idle", "-"
 
 
-def _answer(run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism) -> FromRank:
+def _answer(
+    run: Run,
+    progress: ItemProgress,
+    models: Models,
+    parallelism: Parallelism,
+    settings: Settings,
+) -> FromRank:
     rank = dist.get_rank()
     try:
-        file = _compute(run, progress, models, parallelism)
+        file = _compute(run, progress, models, parallelism, settings)
     except Stopped as stopped:
         logger.info("%s", stopped)
         return Canceled(rank, run.job, run.index, stopped.step)
@@ -55,13 +66,22 @@ def placed(run: Run, progress: ItemProgress, models: Models, parallelism: Parall
     request, plan = stored_request(run.request), Plan(**run.plan)
     with progress.stage("load_model"):
         ranks = tuple(run.lane) if plan.spread_encoder else ()
-        wanted = request.model, request.task, parallelism.mesh(plan), ranks
-        pipeline = models.get(*wanted)
+        which = request.model, request.task, parallelism.mesh(plan), ranks
+        pipeline = models.get(*which)
         progress.holds(models.names())
         if ranks and ranks[0] in run.members:
             progress.meet_early()  # the first rank may have failed to load what it has for all
         elif ranks:
-            encoder.wait_for(models.key(*wanted).address, progress.heed)
+            encoder.wait_for(models.key(*which).address, progress.heed)
+        wanted = [
+            Worn(lora.name, *models.lora(request.model, lora.name), lora.scale)
+            for lora in request.input.loras
+        ]
+        try:
+            wear(pipeline, wanted, lambda: parallelism.apply(pipeline, Plan()))
+        except Exception:
+            models.drop(*which)
+            raise
         with progress.timed("plan"):
             parallelism.apply(pipeline, plan)
         memory.check_devices(pipeline, models.device)
@@ -70,18 +90,26 @@ def placed(run: Run, progress: ItemProgress, models: Models, parallelism: Parall
 
 @torch.no_grad()
 def _compute(
-    run: Run, progress: ItemProgress, models: Models, parallelism: Parallelism
+    run: Run,
+    progress: ItemProgress,
+    models: Models,
+    parallelism: Parallelism,
+    settings: Settings,
 ) -> dict[str, object] | None:
     request, plan = stored_request(run.request), Plan(**run.plan)
     pipeline = placed(run, progress, models, parallelism)
     if plan.shard:
         progress.join()
+    if progress.lead and request.preview:
+        every = request.preview.every_n_steps
+        progress.previews = Previews(Path(run.folder), run.index, every)
     adapter = models.adapter(request.model, request.task)
     frames = adapter.run(pipeline, request, run.prompt, run.seed, progress)
     if not progress.lead:
         deque(frames, maxlen=0)  # decodes its rows
         return None
-    file = outputs.File(request, run.index, Path(run.folder))
+    said = marks(settings, request, Item(run.index, run.prompt, run.seed))
+    file = outputs.File(request, run.index, Path(run.folder), said)
     with contextlib.closing(file):
         for some in frames:
             file.add(some)

@@ -21,6 +21,13 @@ def pick_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def gpu_uuid() -> str | None:
+    """As NVML and nvidia-smi spell it; None on CPU."""
+    if not torch.cuda.is_initialized():
+        return None
+    return f"GPU-{torch.cuda.get_device_properties().uuid}"
+
+
 def allocated_bytes() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.memory_allocated()

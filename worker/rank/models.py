@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import torch
 import torch.distributed as dist
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from jobs.catalog import Catalog, ModelSpec
-from jobs.errors import ModelLoadFailed
+from jobs.catalog import Catalog, LoraSpec, ModelSpec
+from jobs.errors import Internal, JobError, ModelLoadFailed, ModelUnavailable
 from jobs.weights import encoder_bytes, weights_bytes
 from worker.rank import memory
 from worker.rank.embeddings import remember_prompts
@@ -50,6 +51,8 @@ def compile_blocks(pipeline: Any) -> None:
     for denoiser in denoisers(pipeline):
         if denoiser.dtype in (torch.bfloat16, torch.float16):
             denoiser.set_attention_backend("_native_cudnn")
+        # As peft leaves them: else all is compiled once more after the first LoRA.
+        denoiser.requires_grad_(False)
         denoiser.compile_repeated_blocks(dynamic=False)
     # set_attention_backend() also sets it for every model that has chosen none.
     _AttentionBackendRegistry.set_active_backend(usual)
@@ -99,6 +102,11 @@ class Models:
             self._loaded.move_to_end(key, last=False)
             self._evict()
 
+    def drop(self, model: str, task: str, mesh: Any, encoder_on: tuple[int, ...]) -> None:
+        """As get(); what was answered there is not to be used again."""
+        self._loaded.move_to_end(self.key(model, task, mesh, encoder_on), last=False)
+        self._evict()
+
     def clear(self) -> None:
         while self._loaded:
             self._evict()
@@ -124,6 +132,13 @@ class Models:
         except torch.OutOfMemoryError:
             return None
 
+    def lora(self, model: str, name: str) -> tuple[LoraSpec, str]:
+        """And where it is. Raises: ModelLoadFailed."""
+        known = self._spec(model).loras
+        if name not in known:
+            raise ModelLoadFailed(f"This worker's catalogue has no LoRA {name!r} for {model}.")
+        return known[name], known[name].source(self._models_dir)
+
     def _source(self, model: str) -> str:
         return self._spec(model).source(self._models_dir)
 
@@ -144,6 +159,10 @@ class Models:
             elif key.encoder_on:
                 parts = encoder.without_encoders(source)
             pipeline = key.load(spec, source, self.device, **parts)
+            check_extra(pipeline, spec)
+            for name, part in parts.items():
+                if getattr(pipeline, name) is not part:
+                    raise Internal(f"{type(pipeline).__name__} has loaded another {name}.")
             if key.encoder_on:
                 encoder.check(pipeline)
             if mesh is None and spec.compiled and self.device.type == "cuda":
@@ -153,16 +172,13 @@ class Models:
             elif mesh is None and hasattr(pipeline, "encode_prompt"):
                 remember_prompts(pipeline)
             return pipeline
-        except (torch.OutOfMemoryError, ModelLoadFailed):
+        except (torch.OutOfMemoryError, JobError):
             raise
         except Exception as error:
             if memory.gpu_fault(error):
                 raise
             logger.exception("%s can't be loaded", spec.id)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelLoadFailed(
-                f"Model {spec.id} can't be loaded from {source}: {reason}"
-            ) from None
+            raise refusal(f"Model {spec.id} can't be loaded from {source}", error) from None
 
     def _spread(self, pipeline: Any, key: Key) -> None:
         ranks, address = key.encoder_on, key.address
@@ -177,10 +193,39 @@ class Models:
             remember_prompts(pipeline)
 
     def _evict(self) -> None:
-        key, _ = self._loaded.popitem(last=False)
+        key = next(iter(self._loaded))
+        del self._loaded[key]  # and no name for it here: it must be garbage below
         logger.info("evicted %s", key.model)
         if service := self._services.pop(key, None):
             service.close()
         gc.collect()  # a pipeline holds itself in cycles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def refusal(said: str, error: Exception) -> JobError:
+    """Of what can't be loaded, by why."""
+    if _hub_is_away(error):
+        return ModelUnavailable(f"{said}: its hub does not answer.")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelLoadFailed(f"{said}: {reason}")
+
+
+def check_extra(pipeline: Any, spec: ModelSpec) -> None:
+    """Raises: ModelLoadFailed, where the catalogue has fields that the pipeline does not take."""
+    if spec.extra:
+        foreign = set(spec.extra) - set(inspect.signature(pipeline.__call__).parameters)
+        if foreign:
+            raise ModelLoadFailed(f"{type(pipeline).__name__} takes no {min(foreign)!r}.")
+
+
+def _hub_is_away(error: BaseException | None) -> bool:
+    """Whether it, or the way there, has failed, and not what was asked of it."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status == 429 or status >= 500 or isinstance(error, (ConnectionError, TimeoutError)):
+            return True
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError"):
+            return True  # httpx's, with which huggingface_hub asks
+        error = error.__cause__ or error.__context__
+    return False

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import Internal
-from worker.protocol import FromRank, Loaded, Progress, Run
+from worker.protocol import MEETING, FromRank, Loaded, Progress, Run
 from worker.rank import memory
 from worker.rank.logs import SCENE
 from worker.rank.parallel import Replica
+from worker.rank.previews import Look, Previews
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class ItemProgress:
         """debug: compare the latents of all ranks at every step."""
         self._run, self.replica, self._debug = run, replica, debug
         self._send, self._canceled = send, canceled
+        self.previews: Previews | None = None  # where they are wanted, on the lead
         self.timings: dict[str, float] = {}
         self._steps = 0  # of denoising, once that has begun
         self.met = False  # the peers know that this rank got as far as the first collective
@@ -84,19 +86,20 @@ class ItemProgress:
         self.together = False
 
     @contextlib.contextmanager
-    def denoise(self, steps: int, then: str | None = None) -> Iterator[Callable[..., Any]]:
+    def denoise(
+        self, steps: int, then: str | None = None, look: Look | None = None
+    ) -> Iterator[Callable[..., Any]]:
         """Yields a callback_on_step_end for a diffusers pipeline. then: the stage that follows the
-        last step within the same call of it.
+        last step within the same call of it. look: latents as a picture, for previews.
 
-        The flag of step i travels (gloo, 4 bytes) while step i+1 computes and is read at its end,
-        so all ranks stop at the same step at no cost. Not `pipe._interrupt`: that still decodes.
+        At each step's end the ranks agree whether to stop (gloo, 4 bytes). GPUs don't wait for
+        that: their CPUs are a step ahead. Not `pipe._interrupt`: that still decodes.
         Raises: PeerFailed before the first step, Stopped after any.
         """
         self.join()
         self._steps = steps
         self._tell("denoise", 0, steps)
         began = time.monotonic()
-        flag = _Flag(self.replica.agreement)
         fence = _Fence()
 
         def on_step_end(
@@ -105,29 +108,37 @@ class ItemProgress:
             fence.pass_one()
             if self._debug and not self.replica.alone:
                 self._compare(tensors["latents"])
-            if flag.raised(self._wished()):
-                raise Stopped(step + 1)
             known = getattr(pipe, "num_timesteps", steps)  # a strength below 1 makes them fewer
-            self._tell("denoise", step + 1, known)
+            preview = None
+            if self.previews and look and step + 1 < known:
+                preview = self.previews.after(pipe, step, tensors["latents"], look)
+            self._tell("denoise", step + 1, known, preview)
+            if self._stop_agreed():
+                raise Stopped(step + 1)
             if then and step + 1 == known:
                 self._tell(then, 0, 0)
             return tensors
 
         yield on_step_end
-        if flag.settle():
-            raise Stopped(steps)
         self.together = False
         self.timings["denoise_s"] = time.monotonic() - began
 
     def heeding(self, chunks: Iterator[T]) -> Iterator[T]:
         """The chunks, until the job is to be canceled: all ranks of the replica, which all take
         part, stop after the same one. Raises: Stopped."""
-        flag = _Flag(self.replica.agreement)
         for chunk in chunks:
             yield chunk
-            if flag.raised(self._wished()):
+            if self._stop_agreed():
                 raise Stopped(self._steps)
-        flag.settle()
+
+    def _stop_agreed(self) -> bool:
+        """Whether one rank of the replica knows that the job is to be canceled: the same answer on
+        all of them."""
+        if self.replica.alone:
+            return self._wished()
+        votes = torch.tensor([float(self._wished())])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.replica.agreement)
+        return bool(votes.item())
 
     def _compare(self, latents: torch.Tensor) -> None:
         """Raises: Internal, where a rank has gone another way: a wrong picture, in silence."""
@@ -153,7 +164,7 @@ class ItemProgress:
         self.met = True
         if self.replica.alone:
             return
-        self._tell("meet", 0, 0)
+        self._tell(MEETING, 0, 0)
         votes = torch.tensor([FAILED if failed else WISHED if self._wished() else FINE])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.replica.agreement)
         if votes.item() == FAILED and not failed:
@@ -185,39 +196,12 @@ class ItemProgress:
     def _wished(self) -> bool:
         return self._run.job in self._canceled
 
-    def _tell(self, stage: str, step: int, steps: int) -> None:
+    def _tell(self, stage: str, step: int, steps: int, preview: str | None = None) -> None:
         SCENE.job, SCENE.stage, SCENE.step = self._run.job, stage, f"{step}/{steps}"
         logger.info("item %d", self._run.index)
         use = {"allocated": memory.allocated_bytes(), "peak": memory.peak_bytes()}
-        self._send(
-            Progress(dist.get_rank(), self._run.job, self._run.index, stage, step, steps, use)
-        )
-
-
-class _Flag:
-    """An all-reduce in flight of whether anybody wishes to stop."""
-
-    def __init__(self, group: Any) -> None:
-        self._group, self._work, self._votes = group, None, torch.zeros(1)
-
-    def raised(self, wished: bool) -> bool:
-        """Reads the vote of the step before, then casts this step's. Alone: this step's at once."""
-        if self._group is None:
-            return wished
-        stop = self.settle()
-        if not stop:
-            self._votes = torch.tensor([float(wished)])
-            self._work = dist.all_reduce(
-                self._votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True
-            )
-        return stop
-
-    def settle(self) -> bool:
-        if self._work is None:
-            return False
-        self._work.wait()
-        self._work = None
-        return bool(self._votes.item())
+        place = dist.get_rank(), self._run.job, self._run.index
+        self._send(Progress(*place, stage, step, steps, use, preview))
 
 
 class _Fence:

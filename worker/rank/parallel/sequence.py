@@ -12,7 +12,7 @@ from diffusers import ContextParallelConfig
 from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
 from diffusers.models import attention_dispatch
 from diffusers.models._modeling_parallel import ParallelConfig
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from jobs.errors import InvalidInput
 from worker.plan import divisors
@@ -26,6 +26,7 @@ class SequenceParallel:
     def __init__(self, device: torch.device) -> None:
         world, rank = dist.get_world_size(), dist.get_rank()
         self._configs: dict[tuple[int, int], ParallelConfig] = {}
+        self._meshes: dict[int, DeviceMesh] = {}
         for degree in divisors(world)[1:]:
             for ulysses in divisors(degree):
                 ring = degree // ulysses
@@ -38,11 +39,16 @@ class SequenceParallel:
                 config = ParallelConfig(context_parallel_config=context)
                 config.setup(rank, world, device, mesh=mesh)
                 self._configs[ulysses, ring] = config
+            # By this name peft knows that a weight which is sharded is gathered before it is used.
+            group = self._configs[degree, 1].context_parallel_config._ulysses_mesh.get_group()
+            self._meshes[degree] = DeviceMesh.from_group(
+                group, device.type, mesh_dim_names=("fsdp",)
+            )
         attention_dispatch._templated_context_parallel_attention = split_attention
 
     def mesh(self, degree: int) -> Any:
         """Of this rank's aligned block of `degree` ranks."""
-        return self._configs[degree, 1].context_parallel_config._ulysses_mesh
+        return self._meshes[degree]
 
     def apply(self, transformer: Any, ulysses: int, ring: int, text_tokens: int) -> None:
         """text_tokens: how many of the sequence are text, where text is split over ranks too."""

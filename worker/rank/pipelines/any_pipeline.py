@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -27,7 +28,10 @@ TASKS = {"image-to-image": AutoPipelineForImage2Image, "inpaint": AutoPipelineFo
 def load(
     spec: ModelSpec, source: str, device: torch.device, **parts: torch.nn.Module
 ) -> DiffusionPipeline:
-    pipeline = DiffusionPipeline.from_pretrained(
+    # Not DiffusionPipeline's own, which (diffusers 0.42) drops a part that its class has as
+    # optional, as Wan's transformer is, and loads its weights all the same.
+    kind = getattr(diffusers, DiffusionPipeline.load_config(source)["_class_name"])
+    pipeline = kind.from_pretrained(
         source, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
     )
     pipeline.spec = spec
@@ -48,6 +52,7 @@ def run(
         drawn = called(
             prompt=prompt,
             **_taken(called, pipeline.spec, request),
+            **request.input.extra,
             # On the CPU, so that every rank of a replica, and every kind of GPU, draws the same.
             generator=torch.Generator().manual_seed(seed),
             output_type="np",

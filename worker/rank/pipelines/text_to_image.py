@@ -21,8 +21,13 @@ def run(
         embeds, pooled, _ = pipeline.encode_prompt(
             prompt, max_sequence_length=pipeline.spec.shape.text_tokens or 512
         )
-    with progress.denoise(asked.num_inference_steps) as on_step_end:
+
+    def look(latents: torch.Tensor) -> np.ndarray:
+        return _decode(pipeline, latents, asked.height, asked.width)[0]
+
+    with progress.denoise(asked.num_inference_steps, look=look) as on_step_end:
         latents = pipeline(
+            **asked.extra,
             prompt_embeds=embeds,
             pooled_prompt_embeds=pooled,
             height=asked.height,

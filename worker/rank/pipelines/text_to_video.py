@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
 from jobs.catalog import ModelSpec
 from jobs.request import ImageToVideo, TextToImage, TextToVideo
 from worker.rank.parallel.vae import decode
+from worker.rank.pipelines import any_pipeline
 from worker.rank.progress import ItemProgress
 
 
@@ -21,13 +22,7 @@ def load(
     vae = AutoencoderKLWan.from_pretrained(
         source, subfolder="vae", dtype=torch.float32, use_safetensors=True
     )
-    # The repository says which: from text, or from a picture.
-    pipeline = DiffusionPipeline.from_pretrained(
-        source, vae=vae, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
-    )
-    pipeline.spec = spec
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return any_pipeline.load(spec, source, device, vae=vae, **parts)
 
 
 def run(
@@ -47,9 +42,16 @@ def run(
             do_classifier_free_guidance=asked.guidance_scale > 1,
             max_sequence_length=512,
         )
-    with progress.denoise(asked.num_inference_steps) as on_step_end:
+
+    def look(latents: torch.Tensor) -> np.ndarray:
+        first = pipeline.vae.decode(_scaled(pipeline.vae, latents[:, :, :1]), return_dict=False)[0]
+        picture = (first[0, :, 0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5
+        return picture.round().to(torch.uint8).cpu().numpy()
+
+    with progress.denoise(asked.num_inference_steps, look=look) as on_step_end:
         latents = pipeline(
             **more,
+            **asked.extra,
             prompt_embeds=embeds,
             negative_prompt_embeds=negative_embeds,
             height=asked.height,
@@ -69,16 +71,19 @@ def pictures(
     pipeline: WanPipeline, latents: torch.Tensor, progress: ItemProgress
 ) -> Iterator[np.ndarray]:
     """latents: [1, C, F, H, W]. Pictures [f, H, W, 3] as they are ready, on the lead."""
-    vae = pipeline.vae
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, vae.dtype)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    replica = progress.replica
+    vae, replica = pipeline.vae, progress.replica
     with progress.decode(spread=True):
-        latents = latents.to(vae.dtype) * std + mean
-        decoded = decode(vae, latents, replica.stripes, replica.tensors)
+        decoded = decode(vae, _scaled(vae, latents), replica.stripes, replica.tensors)
         with contextlib.closing(decoded):
             for frames in progress.heeding(decoded):
                 if progress.lead:
                     yield frames.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _scaled(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """As the VAE takes them."""
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, vae.dtype)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return latents.to(vae.dtype) * std + mean
