@@ -22,7 +22,7 @@ import redis
 
 from benchmarks.faults import FAULTS
 from benchmarks.plain_celery import send_all, verdict
-from benchmarks.site import Site
+from benchmarks.site import TENANTS, Site
 from benchmarks.verdict import Case, check, print_table
 from cli.client import FINAL, ApiError, Client
 
@@ -63,7 +63,7 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
     lottery = [name for name, (tickets, _) in FAULTS.items() for _ in range(tickets)]
     first = chance.sample(list(FAULTS), len(FAULTS))
     # Apart from the jobs' dice: those are thrown by another thread.
-    submitting = threading.Thread(target=submit_all, args=(site.client, cases), daemon=True)
+    submitting = threading.Thread(target=submit_all, args=(site.clients, cases), daemon=True)
     beside = threading.Thread(target=send_all, args=(asked.jobs, site.broker), daemon=True)
     beside.start()
     began, faults = time.monotonic(), Counter[str]()
@@ -82,7 +82,7 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
             last, next_at = now, now + chance.uniform(*asked.every)
         waiting = [each for each in cases if each.id and not each.over]
         for each in chance_free.sample(waiting, min(20, len(waiting))):
-            look(site.client, each)
+            look(site.clients[each.tenant], each)
         if not submitting.is_alive() and all(each.over for each in cases):
             break
         time.sleep(0.2)
@@ -96,7 +96,7 @@ def storm(site: Site, asked: argparse.Namespace) -> bool:
     print_table(cases, faults)
     print(f"  {verdict(asked.jobs, site.broker, site.published)}")
     print(f"  the fleet is{'' if whole else ' NOT'} whole again")
-    return check(cases, site.client, site.environment) and whole
+    return check(cases, site.clients, site.environment) and whole
 
 
 def case(chance: random.Random, kind: str) -> Case:
@@ -115,20 +115,22 @@ def case(chance: random.Random, kind: str) -> Case:
         body["priority"] = "high"  # or it would pass in the queue
     if kind == "invalid":
         question["num_inference_steps"] = -1
-    return Case(kind, body, f"chaos-{chance.getrandbits(64):x}", chance.uniform(0, 20))
+    tenant = chance.choices(TENANTS, (6, 3, 1))[0]
+    return Case(kind, tenant, body, f"chaos-{chance.getrandbits(64):x}", chance.uniform(0, 20))
 
 
-def submit_all(client: Client, cases: list[Case]) -> None:
+def submit_all(clients: dict[str, Client], cases: list[Case]) -> None:
     """Each until the API has answered: the key makes it one job however often it is sent."""
-    together = [each for each in cases if each.kind == "plain"][:BATCH]
+    tenant = cases[0].tenant
+    together = [each for each in cases if (each.kind, each.tenant) == ("plain", tenant)][:BATCH]
     bodies = [each.body for each in together]
-    batch = insist(client, "/v1/batches", {"jobs": bodies}, f"batch of {together[0].key}")
+    batch = insist(clients[tenant], "/v1/batches", {"jobs": bodies}, f"batch of {together[0].key}")
     for each, id in zip(together, batch["jobs"], strict=True):
         each.id, each.born = id, time.monotonic()
     for each in cases:
         if each.id is None:
             try:
-                each.id = insist(client, "/v1/jobs", each.body, each.key)["id"]
+                each.id = insist(clients[each.tenant], "/v1/jobs", each.body, each.key)["id"]
                 each.born = time.monotonic()
             except ApiError:
                 each.refused = True

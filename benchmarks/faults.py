@@ -5,8 +5,11 @@ import os
 import random
 import resource
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import psutil
 import redis
@@ -79,6 +82,28 @@ def storage_errors(seconds: float) -> Fault:
     return fault
 
 
+def refused(seconds: float) -> Fault:
+    """Valkey is killed and its port taken: who connects is refused, and it can't start again."""
+
+    def fault(site: Site, chance: random.Random) -> bool:
+        url = urlsplit(site.redis_url)
+        port = socket.socket()
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # over what it leaves
+        if not killed(named("valkey-server"))(site, chance):
+            return False
+        while True:
+            try:
+                port.bind((url.hostname, url.port))
+                break
+            except OSError:  # it has not quite gone
+                time.sleep(0.01)
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nobody else binds it as well
+        threading.Timer(seconds, port.close).start()
+        return True
+
+    return fault
+
+
 def named(word: str) -> Find:
     return lambda site: site.processes(word)
 
@@ -119,6 +144,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "spool's disk full 5 s": (1, full_disk(5)),
     "SeaweedFS frozen 20 s": (1, frozen(named("weed"), 20)),
     "Valkey killed": (1, killed(named("valkey-server"))),
+    "Valkey refuses 20 s": (1, refused(20)),
     "Valkey frozen 20 s": (1, frozen(named("valkey-server"), 20)),
     "CLIENT KILL normal": (3, cut("normal")),
     "CLIENT KILL pubsub": (1, cut("pubsub")),

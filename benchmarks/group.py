@@ -19,7 +19,7 @@ from typing import Any
 from cli.client import FINAL, Client
 from cli.servers import free_port
 
-STAGES = ("text_encode_s", "denoise_s", "vae_decode_s", "encode_file_s", "upload_s", "total_s")
+STAGES = ("text_encode_s", "denoise_s", "vae_decode_s", "encode_s", "upload_s", "total_s")
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def fleet_up(
 
 def measure(client: Client, model: str, ranks: int, data: Path) -> None:
     first = run(client, model, {"data": 1}, "a")
-    print(f"first job, with load: {first['metrics'].get('load_model_s', 0):.1f} s of loading")
+    print(f"first job, with load: {first['metrics'].get('load_s', 0):.1f} s of loading")
     print(f"{'plan':<12} {'  '.join(f'{s[:-2]:>11}' for s in STAGES)}  peak GiB by rank")
     one = table(client, model, {"data": 1}, "a")
     split = table(client, model, {"ulysses": ranks}, "a")

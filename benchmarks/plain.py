@@ -79,7 +79,7 @@ def run(pipe: WanPipeline, asked: argparse.Namespace, steps: int) -> dict[str, A
         "text_encode_s": encoded - began,
         "denoise_s": denoised - encoded,
         "vae_decode_s": ends - denoised,
-        "encode_file_s": now() - ends,
+        "encode_s": now() - ends,
         "total_s": now() - began,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
     }

@@ -1,9 +1,10 @@
 """How long each fault costs: `python -m benchmarks.recovery --times 5`.
 
 On the site of chaos.py (two workers of two ranks, a lease and a step watchdog of 5 s each), one
-fault at a time in the middle of a job on both ranks of a worker. Prints, median and worst, the
-seconds from the fault until the record tells of it, until the job denoises again, wherever, and
-until both workers are ready and the API answers.
+fault at a time in the middle of a job on both ranks of a worker; or a job that brings its fault
+along, from its beginning. Prints, median and worst, the seconds until the record tells of it, until
+the job denoises again, wherever, until the job is over, and until both workers are ready and the
+API answers.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,9 @@ from cli.client import FINAL, ApiError
 
 Job = dict[str, Any]
 Find = Callable[[Site, Job], psutil.Process]
+Row = tuple[float | None, ...]
 STEADY_S = 2  # for so long all must be ready
+FROZEN_S = 10
 ASKED = {"prompt": "x", "num_inference_steps": 100}  # 5 s
 
 
@@ -67,15 +71,33 @@ def part(word: str) -> Find:
     return lambda site, _job: next(p for p in site.processes(word) if p.ppid() == me)
 
 
+def freeze(process: psutil.Process) -> None:
+    """For a while, longer than the lease."""
+    process.suspend()
+    threading.Timer(FROZEN_S, process.resume).start()
+
+
 FAULTS: dict[str, tuple[Find, Callable[[psutil.Process], None]]] = {
+    "nothing": (worker, lambda _process: None),
     "a rank is killed": (rank, psutil.Process.kill),
     "a rank is frozen": (rank, psutil.Process.suspend),
     "the agent is killed": (below("worker.agent"), psutil.Process.kill),
     "the worker is killed": (worker, psutil.Process.kill),
+    "the worker is frozen 10 s": (worker, freeze),
     "the worker gets SIGQUIT": (worker, lambda process: process.send_signal(3)),
     "the API is killed": (part("gunicorn"), psutil.Process.kill),
     "Valkey is killed": (part("valkey-server"), psutil.Process.kill),
+    "Valkey is frozen 10 s": (part("valkey-server"), freeze),
     "SeaweedFS is killed": (part("weed"), psutil.Process.kill),
+    "SeaweedFS is frozen 10 s": (part("weed"), freeze),
+}
+# Model and prompt: see tests/fixtures/pipelines.
+BROUGHT = {
+    "it hangs in a collective": ("hangs", "x"),
+    "it kills its rank, each time": ("dies", "always"),
+    "out of memory, before they meet": ("oom", "early"),
+    "out of memory, in a collective": ("oom", "x"),
+    "a GPU reports an error": ("shorts", "x"),
 }
 
 
@@ -86,45 +108,70 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as data:
         site = Site(Path(data))
         try:
-            print(f"{'seconds: median, worst':<26}{'told':>14}{'at work again':>16}{'whole':>14}")
+            names = ("told", "at work again", "over", "whole")
+            print(f"{'seconds: median, worst':<32}" + "".join(f"{name:>15}" for name in names))
             for name, (find, hit) in FAULTS.items():
-                rows = [once(site, find, hit) for _ in range(asked.times)]
-                cells = "".join(f"{cell:>15}" for cell in map(shown, zip(*rows, strict=True)))
-                print(f"{name:<25}{cells}", flush=True)
+                show(name, [once(site, find, hit) for _ in range(asked.times)])
+            for name, (model, prompt) in BROUGHT.items():
+                show(name, [brought(site, model, prompt) for _ in range(asked.times)])
         finally:
             site.down()
 
 
-def once(
-    site: Site, find: Find, hit: Callable[[psutil.Process], None]
-) -> tuple[float | None, float | None, float | None]:
-    body = {"model": "sleeps", "input": ASKED, "parallel": {"ulysses": 2}}
-    id = site.client.submit(body)["id"]
+def once(site: Site, find: Find, hit: Callable[[psutil.Process], None]) -> Row:
+    id = submit(site, "sleeps", ASKED)
     job = _until(lambda: (job := _job(site, id))["progress"]["value"] > 0.2 and job)
     victim = find(site, job)
     before = lives(site)
     hit(victim)
+    # A worker that ends starts anew, and may not have said goodbye.
+    ends = find is worker and hit in (psutil.Process.kill, FAULTS["the worker gets SIGQUIT"][1])
+    row = follow(site, id, lambda here: not ends or here & before != before)
+    assert site.client.job(id)["status"] == "succeeded"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        victim.resume()
+    return row
+
+
+def brought(site: Site, model: str, prompt: str) -> Row:
+    for notes in site.models.glob("*/notes"):
+        notes.unlink()
+    id = submit(site, model, {"prompt": prompt})
+    _until(lambda: _job(site, id)["status"] != "queued")
+    return follow(site, id, lambda _here: True)
+
+
+def submit(site: Site, model: str, asked: dict[str, Any]) -> str:
+    body = {"model": model, "input": asked, "parallel": {"ulysses": 2}}
+    return str(site.client.submit(body)["id"])
+
+
+def follow(site: Site, id: str, back: Callable[[set[str]], bool]) -> Row:
+    """back: whether the lives that say they are ready may be all there are."""
     began = time.monotonic()
-    told = again = None
+    told = again = over = None
     unready = now = 0.0
-    while job["status"] not in FINAL or now < unready + STEADY_S:
+    while over is None or now < unready + STEADY_S:
         now = time.monotonic() - began
-        if (seen := _try(site, id)) is None:
+        if (job := _try(site, id)) is None:
             unready = now
             continue
-        job = seen
-        if told is None and job["attempts"][0]["error"]:
+        if told is None and job["attempts"] and job["attempts"][0]["error"]:
             told = now
         if told is not None and again is None and job["attempt"] > 1 and job["progress"]["step"]:
             again = now
+        if over is None and job["status"] in FINAL:
+            over = now
         here = lives(site)
-        if not site.ready() or len(here) < 2 or (find is worker and here & before == before):
+        if not site.ready() or len(here) < 2 or not back(here):
             unready = time.monotonic() - began
         time.sleep(0.02)
-    assert job["status"] == "succeeded", job["error"]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        victim.resume()
-    return told, again, unready
+    return told, again, over, unready
+
+
+def show(name: str, rows: list[Row]) -> None:
+    cells = "".join(f"{cell:>15}" for cell in map(shown, zip(*rows, strict=True)))
+    print(f"{name:<32}{cells}", flush=True)
 
 
 def shown(values: tuple[float | None, ...]) -> str:

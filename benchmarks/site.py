@@ -24,14 +24,24 @@ LEASE_S = 5
 GONE_S = 10  # from the end of the site to that of its last process
 
 
+TENANTS = ("north", "south", "west")
+
+
+def _key(file: Path, tenant: str) -> str:
+    command = [sys.executable, "-m", "cli", "keys", "--file", str(file), "create"]
+    done = subprocess.run([*command, "--tenant", tenant], stdout=subprocess.PIPE, text=True)
+    done.check_returncode()
+    return done.stdout.strip()
+
+
 class Site:
     """The fleet, and what can be done to it."""
 
     def __init__(self, data: Path, s3: bool = True) -> None:
-        models = data / "models"
+        self.models = models = data / "models"
         make = [sys.executable, "-m", "tests.fixtures.tiny_more", str(models)]
         subprocess.run(make, check=True, cwd=ROOT)
-        for name in ("dies", "hangs", "oom", "sleeps"):
+        for name in ("dies", "hangs", "oom", "shorts", "sleeps"):
             (models / name).mkdir()
         environment = {
             **os.environ,
@@ -43,13 +53,16 @@ class Site:
             "FLEET_REAP_S": "0.5",
             "FLEET_STALL_S": "5",
             "FLEET_DRAIN_S": "2",
+            "FLEET_GPU_FAULTS": "0",  # a worker that drains itself waits for a person
         }
         self._data = str(data)
         self.supervisor = Supervisor(environment, data / "logs")
         self.seen: dict[int, psutil.Process] = {}
         valkey, weed = servers.valkey(data / "valkey"), servers.seaweedfs(data / "seaweedfs")
         self.proxy = Proxy(servers.LOOPBACK, urlsplit(weed.url).port or 80)
-        api = servers.api(servers.free_port())
+        api = servers.api(servers.free_port(), data / "metrics")
+        keys = data / "keys.jsonl"
+        environment.update(FLEET_API_KEYS_FILE=str(keys))
         worker = servers.worker(api.url)
         second = replace(
             worker,
@@ -71,10 +84,14 @@ class Site:
             Part(name, [*plain, "-c", "2", "-n", f"{name}@here"], self.broker, lambda: True)
             for name in ("plain-1", "plain-2")
         ]
+        _key(keys, TENANTS[0])
         for part in (valkey, *([weed] if s3 else []), api, worker, second, *beside):
             self.supervisor.start(part)
         self.environment, self.redis_url = environment, valkey.url
-        self.client = Client(api.url, timeout_s=5)
+        # What an outage costs is seen only by who does not wait for its end.
+        impatient = {"timeout_s": 5.0, "patience_s": 0.0}
+        self.clients = {name: Client(api.url, _key(keys, name), **impatient) for name in TENANTS}
+        self.client = self.clients[TENANTS[0]]
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look_after)
         self._watch.start()

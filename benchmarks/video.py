@@ -19,7 +19,7 @@ from benchmarks import lanes
 from benchmarks.group import fleet_up, last
 from cli.client import Client
 
-STAGES = ("text_encode_s", "denoise_s", "vae_decode_s", "encode_file_s", "total_s")
+STAGES = ("text_encode_s", "denoise_s", "vae_decode_s", "encode_s", "total_s")
 WAN = "wan2.1-t2v-1.3b"
 # Of its transformer's pass over 81 frames: linear layers and self-attention.
 FLOPS = {(WAN, 480): 280e12, (WAN, 720): 1242e12}
