@@ -23,4 +23,5 @@ USER fleet
 WORKDIR /home/fleet
 ENV FLEET_DATA_DIR=/data PYTHONUNBUFFERED=1
 EXPOSE 8000
-CMD ["gunicorn", "api:create_app()", "--bind", "0.0.0.0:8000", "--worker-class", "gthread", "--workers", "2", "--threads", "256", "--graceful-timeout", "65", "--keep-alive", "75"]
+# What its processes count of their requests lies in a folder, for /metrics of any of them.
+CMD ["sh", "-c", "export PROMETHEUS_MULTIPROC_DIR=$(mktemp -d); exec gunicorn 'api:create_app()' --bind 0.0.0.0:8000 --worker-class gthread --workers 2 --threads 256 --graceful-timeout 65 --keep-alive 75"]
