@@ -22,7 +22,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from worker.protocol import Decoder, Exit, FromRank, Hello, Loaded, Progress, ToRank, encode
+from worker.protocol import (
+    Decoder,
+    Exit,
+    Failed,
+    FromRank,
+    Hello,
+    Loaded,
+    Progress,
+    ToRank,
+    encode,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +214,8 @@ class Keeper(threading.Thread):
                 self._joined(connection, message)
             elif isinstance(message, Loaded):
                 connection.models = message.models
+            elif isinstance(message, Failed) and not message.clean and not self.ready.is_set():
+                continue  # its peers are being killed: that it is Gone tells whose fault it was
             else:
                 if isinstance(message, Progress):
                     connection.memory = message.memory
