@@ -3,7 +3,8 @@
 `python -m benchmarks.plain FOLDER`, or, split by diffusers' own Ulysses,
 `torchrun --nproc-per-node N -m benchmarks.plain FOLDER`. Rank 0 prints seconds as one line of JSON.
 With `--engine cache-dit` by that one's Ulysses, blocks compiled, none of its lossy caches.
-bfloat16, VAE in float32, the fleet's ffmpeg settings; a run of two steps before the clock starts.
+Wan (VAE in float32, the fleet's ffmpeg settings) or Flux (PNG as Pillow does it, as the fleet), as
+the folder says; bfloat16; a run of two steps before the clock starts.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,16 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKLWan, ContextParallelConfig, WanPipeline
+from diffusers import (
+    AutoencoderKLWan,
+    ContextParallelConfig,
+    DiffusionPipeline,
+    FluxPipeline,
+    WanPipeline,
+)
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+STAGES = ("text_encode_s", "denoise_s", "vae_decode_s", "encode_s")
 
 
 def now() -> float:
@@ -48,10 +58,10 @@ def write(frames: np.ndarray, path: Path, fps: int) -> None:
     subprocess.run(command, input=(frames * 255).round().astype(np.uint8).tobytes(), check=True)
 
 
-def run(pipe: WanPipeline, asked: argparse.Namespace, steps: int) -> dict[str, Any]:
-    began = now()
+def film(pipe: WanPipeline, asked: argparse.Namespace, steps: int) -> Iterator[None]:
+    """Stops at the end of each of STAGES; so does picture()."""
     embeds, negative = pipe.encode_prompt("a", max_sequence_length=512)
-    encoded, ends = now(), []
+    yield
     latents = pipe(
         prompt_embeds=embeds,
         negative_prompt_embeds=negative,
@@ -63,9 +73,7 @@ def run(pipe: WanPipeline, asked: argparse.Namespace, steps: int) -> dict[str, A
         generator=torch.Generator().manual_seed(1),
         output_type="latent",
     ).frames
-    denoised = now()
-    if dist.is_initialized() and dist.get_rank():
-        return {}
+    yield
     config = pipe.vae.config
     mean, std = (
         torch.tensor(values, device="cuda").view(1, -1, 1, 1, 1)
@@ -73,14 +81,44 @@ def run(pipe: WanPipeline, asked: argparse.Namespace, steps: int) -> dict[str, A
     )
     video = pipe.vae.decode(latents.float() * std + mean, return_dict=False)[0]
     frames = pipe.video_processor.postprocess_video(video, output_type="np")[0]
-    ends = now()
+    yield
     write(frames, Path("/tmp/plain.mp4"), 16)
+    yield
+
+
+def picture(pipe: FluxPipeline, asked: argparse.Namespace, steps: int) -> Iterator[None]:
+    embeds, pooled, _ = pipe.encode_prompt("a", max_sequence_length=512)
+    yield
+    latents = pipe(
+        prompt_embeds=embeds,
+        pooled_prompt_embeds=pooled,
+        height=asked.height,
+        width=asked.width,
+        num_inference_steps=steps,
+        guidance_scale=3.5,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+    ).images
+    yield
+    latents = pipe._unpack_latents(latents, asked.height, asked.width, pipe.vae_scale_factor)
+    latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    image = pipe.vae.decode(latents, return_dict=False)[0]
+    drawn = pipe.image_processor.postprocess(image, output_type="pil")[0]
+    yield
+    drawn.save("/tmp/plain.png")
+    yield
+
+
+def run(pipe: DiffusionPipeline, asked: argparse.Namespace, steps: int) -> dict[str, Any]:
+    ends = [now()]
+    for _ in (film if isinstance(pipe, WanPipeline) else picture)(pipe, asked, steps):
+        ends.append(now())
+        if len(ends) == 3 and dist.is_initialized() and dist.get_rank():
+            return {}  # one rank decodes
+    seconds = (end - began for began, end in pairwise(ends))
     return {
-        "text_encode_s": encoded - began,
-        "denoise_s": denoised - encoded,
-        "vae_decode_s": ends - denoised,
-        "encode_s": now() - ends,
-        "total_s": now() - began,
+        **dict(zip(STAGES, seconds, strict=True)),
+        "total_s": ends[-1] - ends[0],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 
@@ -96,8 +134,11 @@ def main() -> None:
     asked = parser.parse_args()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(rank)
-    vae = AutoencoderKLWan.from_pretrained(asked.folder, subfolder="vae", dtype=torch.float32)
-    pipe = WanPipeline.from_pretrained(asked.folder, vae=vae, dtype=torch.bfloat16).to("cuda")
+    parts, kind = {}, FluxPipeline
+    if DiffusionPipeline.load_config(asked.folder)["_class_name"] == "WanPipeline":
+        vae = AutoencoderKLWan.from_pretrained(asked.folder, subfolder="vae", dtype=torch.float32)
+        parts, kind = {"vae": vae}, WanPipeline
+    pipe = kind.from_pretrained(asked.folder, dtype=torch.bfloat16, **parts).to("cuda")
     pipe.set_progress_bar_config(disable=True)
     if WORLD > 1:
         dist.init_process_group("nccl", device_id=torch.device("cuda", rank))

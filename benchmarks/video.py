@@ -10,19 +10,20 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from benchmarks import lanes
-from benchmarks.group import fleet_up, last
+from benchmarks.group import canceled, fleet_up, killed, last
 from cli.client import Client
 
 STAGES = ("text_encode_s", "denoise_s", "vae_decode_s", "encode_s", "total_s")
 WAN = "wan2.1-t2v-1.3b"
-# Of its transformer's pass over 81 frames: linear layers and self-attention.
-FLOPS = {(WAN, 480): 280e12, (WAN, 720): 1242e12}
+# Of a step, linear layers and self-attention: Wan's two passes over 81 frames, Flux's one.
+FLOPS = {(WAN, 480): 560e12, (WAN, 720): 2484e12, ("flux.1-dev", 1024): 74.4e12}
 PLANS = (
     *("data=1", "cfg=2", "ulysses=2", "cfg=2,ulysses=2", "ulysses=4", "cfg=2,ring=2"),
     *("ulysses=2,ring=2",),
@@ -30,21 +31,51 @@ PLANS = (
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--models", help="FLEET_MODELS_DIR; with it, benchmarks/models.toml")
-    options.add_argument("--model", default=WAN)
+    options = common(__doc__, WAN, (832, 480), PLANS)
     options.add_argument("--prompt", default="a")
-    options.add_argument("--ranks", type=int, default=4)
-    options.add_argument("--steps", type=int, default=20)
-    options.add_argument("--width", type=int, default=832)
-    options.add_argument("--height", type=int, default=480)
     options.add_argument("--n", type=int, default=1, help="outputs of a job")
-    options.add_argument("--plans", nargs="+", default=PLANS, help="the first is compared with")
-    options.add_argument("--plain", nargs="*", default=[], help="engines beside it; Wan alone")
     options.add_argument("--no-preload", action="store_true", help="before the first job")
     options.add_argument("--queue", type=int, default=0, help="jobs, of 4 steps")
-    options.add_argument("--logs", type=Path)
+    options.add_argument("--faults", action="store_true", help="then a cancel, and a killed rank")
     asked = options.parse_args()
+    rows, tflops = beside(asked)
+    preload = {} if asked.no_preload else {"FLEET_PRELOAD": asked.model}
+    with fleet_up(asked.ranks, asked.models, asked.logs, **preload) as (client, data):
+        for name in fitting(asked):
+            asked.prompt += " "  # the same to the model, but never encoded before
+            switch = job(client, asked, name, read(name), 2)["plan_s"]
+            asked.prompt += " "
+            rows.append(job(client, asked, name, read(name), asked.steps) | {"switch": switch})
+            show(asked, rows[-1], tflops)
+        compare(asked, rows)
+        many = lanes.measure(client, asked.model, asked.ranks, asked.queue, 4) if asked.queue else 0
+        if asked.faults:
+            canceled(client, asked.model, asked.ranks)
+            killed(client, asked.model, asked.ranks, data)
+    if asked.queue:
+        with fleet_up(1, asked.models, None, **preload) as (client, _):
+            lanes.gain(asked.queue, many, lanes.deep_queue(client, asked.model, asked.queue, 4))
+
+
+def common(
+    doc: str, model: str, size: tuple[int, int], plans: Sequence[str]
+) -> argparse.ArgumentParser:
+    """What images.py may be asked for, too."""
+    options = argparse.ArgumentParser(description=doc.splitlines()[0])
+    options.add_argument("--models", help="FLEET_MODELS_DIR; with it, benchmarks/models.toml")
+    options.add_argument("--model", default=model)
+    options.add_argument("--ranks", type=int, default=4)
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--width", type=int, default=size[0])
+    options.add_argument("--height", type=int, default=size[1])
+    options.add_argument("--plans", nargs="+", default=plans, help="the first is compared with")
+    options.add_argument("--plain", nargs="*", default=[], help="engines beside it; Wan and Flux")
+    options.add_argument("--logs", type=Path)
+    return options
+
+
+def beside(asked: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
+    """The table's head and the rows of --plain; the TFLOPS of a matrix product, 0 without."""
     print(f"{'':<24}{''.join(f'{s[:-2]:>13}' for s in STAGES)}  of matmul  peak GiB by rank")
     rows: list[dict[str, Any]] = []
     tflops = 0.0
@@ -54,26 +85,16 @@ def main() -> None:
                 rows.append(row)
                 tflops = row.get("matmul_tflops", tflops)
                 show(asked, row, tflops)
-    preload = {} if asked.no_preload else {"FLEET_PRELOAD": asked.model}
-    with fleet_up(asked.ranks, asked.models, asked.logs, **preload) as (client, _):
-        for name in asked.plans:
-            parallel = read(name)
-            if prod(int(degree) for degree in parallel.values()) > asked.ranks:
-                continue
-            asked.prompt += " "  # the same to the model, but never encoded before
-            switch = job(client, asked, name, parallel, 2)["plan_s"]
-            asked.prompt += " "
-            rows.append(job(client, asked, name, parallel, asked.steps) | {"switch": switch})
-            show(asked, rows[-1], tflops)
-        compare(asked, rows)
-        many = lanes.measure(client, asked.model, asked.ranks, asked.queue, 4) if asked.queue else 0
-    if asked.queue:
-        with fleet_up(1, asked.models, None, **preload) as (client, _):
-            lanes.gain(asked.queue, many, lanes.deep_queue(client, asked.model, asked.queue, 4))
+    return rows, tflops
+
+
+def fitting(asked: argparse.Namespace) -> list[str]:
+    """Of the plans, those that the ranks are enough for."""
+    return [name for name in asked.plans if prod(map(int, read(name).values())) <= asked.ranks]
 
 
 def compare(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    one = next(row for row in rows if "sha256" in row)  # the first plan
+    one = next(row for row in rows if "files" in row)  # the first plan
     for row in rows:
         peers = {r["name"]: r["total_s"] / row["total_s"] for r in (rows[0], one)}
         against = ", ".join(f"{gain:.2f}x of {name}" for name, gain in peers.items())
@@ -81,7 +102,7 @@ def compare(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         print(f"{row['name']:<24} whole job: {against}; memory {memory:.2f} of {one['name']}")
     switches = (f"{row['name']} {row['switch'] * 1000:.1f}" for row in rows if "switch" in row)
     print("milliseconds to put a plan in place of the one before:", "; ".join(switches))
-    files = {row["name"]: row["sha256"][:12] for row in rows if "sha256" in row}
+    files = {row["name"]: row["files"][0][:12] for row in rows if "files" in row}
     print("files:", files, flush=True)
 
 
@@ -124,7 +145,7 @@ def job(
         "name": name,
         "ranks": done["plan"]["width"],
         "peaks": [p / 2**30 for p in metrics["peak_memory_bytes"].values()],
-        "sha256": done["outputs"][0]["sha256"],
+        "files": [output["sha256"] for output in done["outputs"]],
     }
 
 
@@ -134,7 +155,7 @@ moment = datetime.fromisoformat
 def show(asked: argparse.Namespace, row: dict[str, Any], tflops: float) -> None:
     """of matmul: the denoising's FLOPs a second and GPU, as a share of a matrix product's."""
     flops = FLOPS.get((asked.model, asked.height), 0)
-    pace = 2 * asked.steps * flops / row["denoise_s"] / row["ranks"] / 1e12
+    pace = asked.steps * flops / row["denoise_s"] / row["ranks"] / 1e12
     times = "".join(f"{row[stage]:>13.2f}" for stage in STAGES)
     peaks = " ".join(f"{p:.1f}" for p in row["peaks"])
     share = f"{pace / tflops:>9.2f}" if tflops else f"{'':>9}"
