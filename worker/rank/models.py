@@ -22,7 +22,6 @@ from worker.rank.embeddings import remember_prompts
 from worker.rank.parallel import denoisers, encoder
 from worker.rank.parallel.shard import sharded_parts
 from worker.rank.pipelines import PIPELINES
-from worker.rank.scheduling import never_wait
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +160,6 @@ class Models:
                 parts = encoder.without_encoders(source)
             pipeline = key.load(spec, source, self.device, **parts)
             check_extra(pipeline, spec)
-            never_wait(pipeline.scheduler)
             for name, part in parts.items():
                 if getattr(pipeline, name) is not part:
                     raise Internal(f"{type(pipeline).__name__} has loaded another {name}.")

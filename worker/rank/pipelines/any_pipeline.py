@@ -21,6 +21,7 @@ from jobs.catalog import ModelSpec
 from jobs.images import picture
 from jobs.request import JobRequest
 from worker.rank.progress import ItemProgress
+from worker.rank.scheduling import never_wait
 
 TASKS = {"image-to-image": AutoPipelineForImage2Image, "inpaint": AutoPipelineForInpainting}
 
@@ -35,6 +36,8 @@ def load(
         source, dtype=getattr(torch, spec.dtype), use_safetensors=True, **parts
     )
     pipeline.spec = spec
+    if scheduler := getattr(pipeline, "scheduler", None):
+        never_wait(scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
