@@ -39,8 +39,11 @@ def main() -> None:
     options.add_argument("--faults", action="store_true", help="then a cancel, and a killed rank")
     asked = options.parse_args()
     rows, tflops = beside(asked)
-    preload = {} if asked.no_preload else {"FLEET_PRELOAD": asked.model}
-    with fleet_up(asked.ranks, asked.models, asked.logs, **preload) as (client, data):
+    # Equal videos are to be equal files, whatever the prompt was.
+    settings = {"FLEET_EMBED_PARAMETERS": "0"}
+    if not asked.no_preload:
+        settings["FLEET_PRELOAD"] = asked.model
+    with fleet_up(asked.ranks, asked.models, asked.logs, **settings) as (client, data):
         for name in fitting(asked):
             asked.prompt += " "  # the same to the model, but never encoded before
             switch = job(client, asked, name, read(name), 2)["plan_s"]
@@ -53,7 +56,7 @@ def main() -> None:
             canceled(client, asked.model, asked.ranks)
             killed(client, asked.model, asked.ranks, data)
     if asked.queue:
-        with fleet_up(1, asked.models, None, **preload) as (client, _):
+        with fleet_up(1, asked.models, None, **settings) as (client, _):
             lanes.gain(asked.queue, many, lanes.deep_queue(client, asked.model, asked.queue, 4))
 
 

@@ -36,7 +36,6 @@ TIMEOUT_S = 15  # of an attempt, in all
 MARGIN_S = 5  # beyond it, before a delivery whose worker is gone is made again
 AWAY_S = 1  # between tries while Redis is away
 GONE = 410
-AGENT = f"diffusion-fleet/{version('diffusion-fleet')}"
 
 
 def delay_s(attempt: int, chance: float, delays: Sequence[float] = DELAYS) -> float | None:
@@ -172,7 +171,8 @@ class Courier(threading.Thread):
         body, now = message(errand, job), int(errand.began_at)
         headers = {
             "Content-Type": "application/json",
-            "User-Agent": AGENT,
+            # Asked here: a clone that is not installed has no version, but runs jobs all the same.
+            "User-Agent": f"diffusion-fleet/{version('diffusion-fleet')}",
             "webhook-id": errand.id,
             "webhook-timestamp": str(now),
             "webhook-signature": signature(secret, errand.id, now, body),
