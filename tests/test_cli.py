@@ -62,7 +62,7 @@ def test_what_a_file_was_made_from_makes_the_same_file_again(
 
 
 def test_watch_status_and_cancel(file_fleet: RunningFleet) -> None:
-    words = ["submit", "x", "--model", "sleeps", "--set", "num_inference_steps=100", "--no-wait"]
+    words = ["submit", "x", "--model", "sleeps", "--set", "num_inference_steps=500", "--no-wait"]
     id = run(file_fleet, *words).stdout.strip()
     assert id in run(file_fleet, "status").stdout
     assert json.loads(run(file_fleet, "status", id).stdout)["id"] == id

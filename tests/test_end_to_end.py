@@ -150,8 +150,8 @@ def test_a_thumbnail_that_nobody_wanted_is_not_there(fleet: RunningFleet) -> Non
 
 
 def test_a_running_job_is_canceled_within_two_steps(fleet: RunningFleet) -> None:
-    id = fleet.submit("sleeps", num_inference_steps=200)
-    fleet.wait_running(id, 0.1)
+    id = fleet.submit("sleeps", num_inference_steps=500)
+    fleet.wait_running(id, 0.01)
     assert fleet.http.get(f"/v1/jobs/{id}/outputs/0").status_code == 409
     asked = time.monotonic()
     answer = fleet.http.post(f"/v1/jobs/{id}/cancel").json()
@@ -164,7 +164,7 @@ def test_a_running_job_is_canceled_within_two_steps(fleet: RunningFleet) -> None
 
 
 def test_a_deadline_ends_a_running_job(fleet: RunningFleet) -> None:
-    job = fleet.wait(fleet.submit("sleeps", num_inference_steps=100, deadline_s=1), 10)
+    job = fleet.wait(fleet.submit("sleeps", num_inference_steps=500, deadline_s=1), 20)
     assert job["status"] == "failed" and job["error"]["code"] == "deadline_exceeded"
 
 

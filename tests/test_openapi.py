@@ -134,7 +134,7 @@ def test_a_fleets_answers_are_too(file_fleet: RunningFleet) -> None:
     bad = file_fleet.wait(file_fleet.submit("broken"))["id"]
     for id in (good, bad):
         hold(document, "/v1/jobs/{id}", "get", http.get(f"/v1/jobs/{id}"))
-    running = file_fleet.submit("sleeps", num_inference_steps=60)
+    running = file_fleet.submit("sleeps", num_inference_steps=500)
     file_fleet.wait_running(running)
     hold(document, "/v1/jobs/{id}", "get", http.get(f"/v1/jobs/{running}"))
     http.post(f"/v1/jobs/{running}/cancel")
