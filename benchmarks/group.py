@@ -115,7 +115,7 @@ def last(client: Client, id: str) -> dict[str, Any]:
 
 def started(client: Client, model: str, ranks: int) -> str:
     """A long job in the middle of its denoising."""
-    question: dict[str, Any] = {"prompt": "a", "num_inference_steps": 50}
+    question: dict[str, Any] = {"prompt": "a", "num_inference_steps": 20}
     body = {"model": model, "input": question, "parallel": {"ulysses": ranks}}
     id: str = client.submit(body)["id"]
     for job in client.follow(id, 0.02):
