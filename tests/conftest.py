@@ -179,7 +179,7 @@ def rank_settings(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setenv("FLEET_MODELS", str(CATALOG))
         patch.setenv("FLEET_MODELS_DIR", str(models_dir))
         patch.setenv("FLEET_DATA_DIR", str(tmp_path_factory.mktemp("data")))
-        patch.setenv("FLEET_STALL_S", "6")
+        patch.setenv("FLEET_STALL_S", "10")
         patch.chdir(ROOT)
         yield load_settings()
 
