@@ -37,6 +37,7 @@ from jobs.queue import make_app
 from jobs.settings import load_settings
 from jobs.store import JobStore
 
+MOST_FETCHES = 32  # of one process: slow servers must not hold all its threads
 GUNICORN_GIVES_UP = 3  # any other code, and it starts the next worker, for ever
 
 
@@ -48,7 +49,8 @@ def create_app() -> Flask:
         store = JobStore(settings.redis_url, settings.key_prefix, settings.lease_s, *limits)
         keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         most = settings.max_streams
-        places = Places(most, max(1, most // 2) if keys else most)  # without keys all are one
+        shares = 2 if keys else 1  # without keys all are one tenant
+        places = Places(most, max(1, most // shares))
         services = Services(
             settings,
             load_catalog(settings.models),
@@ -58,6 +60,7 @@ def create_app() -> Flask:
             Follower(store.events, places),
             keys,
             places,
+            Places(MOST_FETCHES, MOST_FETCHES // shares),
         )
         app = Flask(__name__)
         app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes

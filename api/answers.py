@@ -10,7 +10,7 @@ from api.auth import tenant
 from api.links import output_link
 from api.services import services
 from jobs.errors import NotFound, NotReady
-from jobs.record import Artifact, Attempt, Job, JobState
+from jobs.record import Artifact, Attempt, Job, JobState, time_answer
 from jobs.workers import takes_jobs
 
 
@@ -67,13 +67,6 @@ def finished_artifact(job: Job, index: int) -> Artifact:
 
 def unknown(id: str) -> NotFound:
     return NotFound(f"There is no job {id[:80]!r}.")
-
-
-def time_answer(seconds: float | None) -> str | None:
-    """RFC 3339, UTC, milliseconds."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

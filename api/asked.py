@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from flask import request
+from flask import g, request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.wrappers import Response
 
@@ -61,9 +61,9 @@ def check_width(asked: JobRequest) -> None:
     plan = asked.parallel
     if not isinstance(plan, Parallel):
         return
-    refusals = [
-        plan.refused_by(about["size"]) for about in services().store.workers.alive().values()
-    ]
+    if "sizes" not in g:  # a batch has many jobs
+        g.sizes = {about["size"] for about in services().store.workers.alive().values()}
+    refusals = [plan.refused_by(size) for size in sorted(g.sizes)]
     if refusals and all(refusals):
         detail = str(refusals[0])
         raise InvalidRequest(f"/parallel: {detail}", Problem("/parallel", "plan", detail))

@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 
@@ -72,7 +73,9 @@ def _ask() -> None:
         return
     keys = services().keys
     if keys is None:
-        _refuse_from_afar()
+        if not services().settings.api_open:
+            _refuse_from_afar()
+            _refuse_other_sites()
     else:
         kind, _, secret = request.headers.get("Authorization", "").partition(" ")
         known = keys.caller(secret.strip()) if kind.lower() == "bearer" else None
@@ -92,10 +95,29 @@ def _ask() -> None:
 def _refuse_from_afar() -> None:
     """Where the sockets were opened after register() had looked (gunicorn --preload, flask run)."""
     connection = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-    if connection is None or services().settings.api_open or connection.family == socket.AF_UNIX:
+    if connection is None or connection.family == socket.AF_UNIX:
         return
     if not ipaddress.ip_address(connection.getsockname()[0]).is_loopback:
         raise Forbidden("Without FLEET_API_KEYS_FILE this API answers on loopback only.")
+
+
+def _refuse_other_sites() -> None:
+    """A page from elsewhere has its visitor's browser ask this machine, or has its own name lead
+    here: without a key nothing else tells it from him."""
+    for url in (f"//{request.host}", request.headers.get("Origin", "//localhost")):
+        if not _is_ours(url):
+            raise Forbidden(
+                f"Without FLEET_API_KEYS_FILE this API answers to localhost, not to {url[:80]!r}; "
+                "FLEET_PUBLIC_URL gives it another name."
+            )
+
+
+def _is_ours(url: str) -> bool:
+    with contextlib.suppress(ValueError):
+        host = urlsplit(url).hostname or ""
+        own = urlsplit(services().settings.public_url or "").hostname
+        return host in ("localhost", own) or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def need(scope: Scope) -> None:

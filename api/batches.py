@@ -1,15 +1,13 @@
 """/v1/batches: many jobs at once, all of them or none; how far they are; cancel."""
 
-import copy
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from flask import Blueprint, Response, jsonify, url_for
 
-from api.answers import time_answer
 from api.asked import check_webhook, check_width, idempotency_key, json_body, only
 from api.auth import tenant
 from api.forms import body_hash
@@ -18,6 +16,7 @@ from api.services import services
 from api.submitted import submit_all
 from jobs.batches import Batch
 from jobs.errors import InvalidRequest, NotFound, Problem, RequestError, TooLarge
+from jobs.record import time_answer
 from jobs.request import JobRequest
 
 blueprint = Blueprint("batches", __name__, url_prefix="/v1/batches")
@@ -25,6 +24,7 @@ blueprint = Blueprint("batches", __name__, url_prefix="/v1/batches")
 T = TypeVar("T")
 MOST = 1000  # jobs of a batch
 MOST_PATHS, MOST_NAMES = 100, 8  # of a matrix; names of one path
+MOST_PROBLEMS = 20  # then no further job is looked at
 
 
 @blueprint.post("")
@@ -96,29 +96,29 @@ def _matrix(job: Any, matrix: Any) -> list[Any]:
         raise InvalidRequest(detail, Problem("/matrix", "matrix", detail))
     if (count := math.prod(map(len, matrix.values()))) > MOST:
         raise _wrong_count(count)
-    if len(json.dumps(job)) * count > MOST_CHARS:  # each gets a copy
+    text = json.dumps(job)
+    if len(text) * count > MOST_CHARS:  # each gets a copy
         raise TooLarge("These jobs are too large together: send fewer at once.")
     combinations = itertools.product(*matrix.values())
-    return [_with(job, dict(zip(matrix, values, strict=True))) for values in combinations]
+    return [_changed(json.loads(text), zip(matrix, values, strict=True)) for values in combinations]
 
 
-def _with(job: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    changed = copy.deepcopy(job)
-    for path, value in values.items():
+def _changed(job: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    for path, value in values:
         *parents, last = path.split(".")
-        place = changed
+        place = job
         for name in parents:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 detail = f"{path}: {name} is no object in the job."
                 raise InvalidRequest(detail, Problem("/matrix", "matrix", detail))
         place[last] = value
-    return changed
+    return job
 
 
 def _all_parsed(jobs: list[tuple[str, Any]]) -> list[tuple[JobRequest, list[str]]]:
-    """Raises: InvalidRequest with every problem of every job; what they have in common, if it is
-    of one kind, such as NotReady."""
+    """Raises: InvalidRequest with the problems of the jobs, the first ones; what these have in
+    common, if it is of one kind, such as NotReady."""
     inputs = Inputs()
 
     def parsed(body: Any) -> tuple[JobRequest, list[str]]:
@@ -144,6 +144,8 @@ def _each(jobs: list[tuple[str, Any]], read: Callable[[Any], T]) -> list[T]:
             problems += [Problem(pointer + p.pointer, p.code, p.detail) for p in known]
             kinds.add(type(error))
             about = {"retry_after_s": error.retry_after_s, "limit": error.limit}
+            if len(problems) >= MOST_PROBLEMS:
+                break
     if problems:
         first, kind = problems[0], kinds.pop() if len(kinds) == 1 else InvalidRequest
         detail = f"{first.pointer}: {first.detail} None of the jobs was accepted."

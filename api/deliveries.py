@@ -4,11 +4,12 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from api.answers import known_job, time_answer
+from api.answers import known_job
 from api.services import services
 from jobs.errors import NotFound
 from jobs.outbox import Delivery
 from jobs.queue import hint_delivery
+from jobs.record import time_answer
 
 blueprint = Blueprint("deliveries", __name__, url_prefix="/v1/jobs/<id>/deliveries")
 

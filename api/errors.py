@@ -99,12 +99,17 @@ def _refused(error: RequestError) -> Response:
 
 
 def _away(error: StoreUnavailable | StorageUnavailable) -> Response:
+    code, detail = away(error)
+    return problem(503, code, detail, retry_after_s=2)
+
+
+def away(error: StoreUnavailable | StorageUnavailable) -> tuple[str, str]:
+    """A code and a sentence for callers; the log has the rest, such as where it is."""
     logger.warning("%s: %s", g.request_id, error)
-    code = "broker_unavailable" if isinstance(error, StoreUnavailable) else "storage_unavailable"
-    what = "queue" if isinstance(error, StoreUnavailable) else "object storage"
-    full = isinstance(error, StoreFull)
-    says = "has no room for new jobs" if full else "does not answer"
-    return problem(503, code, f"The {what} {says}; try again.", retry_after_s=2)
+    if isinstance(error, StorageUnavailable):
+        return "storage_unavailable", "The object storage does not answer; try again."
+    says = "has no room for new jobs" if isinstance(error, StoreFull) else "does not answer"
+    return "broker_unavailable", f"The queue {says}; try again."
 
 
 def _too_large(error: RequestEntityTooLarge) -> Response:

@@ -1,12 +1,13 @@
 """/livez, /readyz, /version: for load balancers and people; no key needed."""
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 from flask import Blueprint, Response, jsonify
 
+from api.errors import away
 from api.services import services
 from jobs.errors import StorageUnavailable, StoreUnavailable
+from jobs.version import VERSION
 from jobs.workers import takes_jobs
 
 blueprint = Blueprint("health", __name__)
@@ -34,12 +35,12 @@ def readyz() -> tuple[Response, int]:
 @blueprint.get("/version")
 def get_version() -> Response:
     """Of this software."""
-    return jsonify({"version": version("diffusion-fleet")})
+    return jsonify({"version": VERSION})
 
 
 def _check(call: Callable[[], None]) -> str:
     try:
         call()
     except (StoreUnavailable, StorageUnavailable) as error:
-        return str(error)
+        return away(error)[1]
     return "ok"

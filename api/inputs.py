@@ -6,12 +6,12 @@ become data URLs here, which is all that jobs/parse.py takes.
 """
 
 import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from api.answers import finished_artifact, known_job
+from api.auth import tenant
 from api.services import services
 from api.uploads import known_upload
 from jobs.errors import (
@@ -24,6 +24,7 @@ from jobs.errors import (
     RateLimited,
     RequestError,
     TooLarge,
+    TooManyStreams,
     UrlRefused,
     UrlTooLarge,
     UrlUnreachable,
@@ -35,8 +36,6 @@ from jobs.request import JobRequest
 
 FETCH_S = 20.0  # for all URLs of a request
 MOST_CHARS = 80_000_000  # of the pictures of a request's jobs: each job's record has its own
-MOST_FETCHES = 32  # of one process: slow servers must not hold all its threads
-_AT_ONCE = threading.Semaphore(MOST_FETCHES)
 FIELDS = ("image", "mask")
 _DATA = "data:"
 _URL = re.compile("(?i)[a-z][a-z0-9+.-]*://")
@@ -114,17 +113,16 @@ class Inputs:
         left = self._until - time.monotonic()
         if left <= 0:
             raise InputFetchFailed(f"The URLs did not all answer within {FETCH_S:g} s.")
-        if not _AT_ONCE.acquire(blocking=False):
-            detail = "As many pictures as may be are being fetched already; try again."
-            raise RateLimited(detail, limit=MOST_FETCHES)
         try:
-            data, _ = fetch(url, services().settings, max_bytes=MOST_BYTES, timeout_s=left)
+            with services().fetches.held(tenant()):
+                data, _ = fetch(url, services().settings, max_bytes=MOST_BYTES, timeout_s=left)
+        except TooManyStreams as error:
+            detail = "As many pictures as may be are being fetched already; try again."
+            raise RateLimited(detail, limit=error.limit) from None
         except (UrlTooLarge, UrlUnreachable) as error:
             raise InputFetchFailed(str(error)) from None
         except UrlRefused as error:
             raise InputFetchRefused(str(error)) from None
-        finally:
-            _AT_ONCE.release()
         found = data_url(data)  # what the answer says of its type anybody may say
         if found is None:
             raise InputFetchFailed(f"What the URL answers {_NO_PICTURE}")

@@ -34,7 +34,7 @@ from jobs.errors import (
     JobActive,
     ModelNotFound,
 )
-from jobs.lists import Wanted
+from jobs.lists import DEAD, Wanted
 from jobs.queue import hint_delivery
 from jobs.record import STATUSES, Job, JobState
 from jobs.request import (
@@ -102,20 +102,22 @@ def retry(id: str) -> BaseResponse:
     """A new job that asks for the same, seed and all, but for what the body says otherwise, in the
     same fields. The old one stays as it ended."""
     only()
+    changes = json_object() if request.get_data() else None
+    said, key = body_hash({"retry": id, "changes": changes}, {}), idempotency_key()
+    if made := services().store.came_before(tenant(), key, said):
+        return _answered(made, False)
     job = known_job(id)
     if not job.state.final:
         raise JobActive(f"Job {id} is {job.status}.")
     if job.model not in services().catalog:
         raise ModelNotFound(f"There is no model {job.model!r} any more.")
-    before, changes = services().store.request(job), None
+    before = services().store.request(job)
     asked, warnings = stored_request(json.dumps(before)), job.warnings
-    if request.get_data():
-        changes = json_object()
+    if changes is not None:
         inputs = Inputs()
         inputs.check(changed := _changed(before, changes))
         asked, warnings = inputs.parse(changed)
-    said = body_hash({"retry": id, "changes": changes}, {})
-    return _answered(*submit(asked, warnings, idempotency_key(), said, retry_of=id))
+    return _answered(*submit(asked, warnings, key, said, retry_of=id))
 
 
 def _changed(asked: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +214,10 @@ def list_all() -> Response:
         since=moment("created_after"),
         until=moment("created_before"),
     )
-    newest_first = choice("order", ["desc", "asc"], str) != "asc"
+    return _page(wanted, choice("order", ["desc", "asc"], str) != "asc")
+
+
+def _page(wanted: Wanted, newest_first: bool = True) -> Response:
     jobs, following = services().store.lists.page(tenant(), wanted, limit(), cursor(), newest_first)
     data = [job_answer(job) for job in jobs]
     more = following is not None
@@ -221,11 +226,9 @@ def list_all() -> Response:
 
 @blueprint.get("/dead")
 def dead() -> Response:
-    """What faults ended and nobody has retried: a person should look."""
-    jobs = services().store.lists.dead(tenant(), limit=101)
-    data = [job_answer(job) for job in jobs[:100]]
-    more = len(jobs) > 100
-    return jsonify({"object": "list", "data": data, "has_more": more, "next": None})
+    """What faults ended and nobody has retried, the latest first: a person should look."""
+    only("limit", "after")
+    return _page(DEAD)
 
 
 @blueprint.post("/<id>/cancel")

@@ -2,10 +2,11 @@
 
 from flask import Blueprint, Response, jsonify
 
-from api.answers import known_job, time_answer
+from api.answers import known_job
 from api.asked import whole
 from api.services import services
 from jobs.logs import KEPT
+from jobs.record import time_answer
 
 blueprint = Blueprint("logs", __name__, url_prefix="/v1/jobs/<id>/logs")
 

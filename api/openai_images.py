@@ -16,6 +16,7 @@ from flask import Blueprint, Response, jsonify, stream_with_context
 from api.answers import known_job, output_url
 from api.asked import check_width, choice_of
 from api.auth import tenant
+from api.errors import away
 from api.links import output_link
 from api.openai_asked import (
     Asked,
@@ -42,13 +43,14 @@ from jobs.errors import (
 )
 from jobs.parse import parse_request
 from jobs.record import Artifact, Job, JobState
-from jobs.request import JobRequest
+from jobs.request import JobRequest, items
 
 blueprint = Blueprint("openai_images", __name__, url_prefix="/v1/images")
 
 FORMATS = ("png", "webp")
 FILES = ("image", "mask")  # of an edit
 MOST = 16  # images of an edit
+MOST_MADE = 16  # of all of them: an answer has them in it
 PREVIEWED_STEPS = 20  # where a request is silent about its steps
 LOOK_S = 0.2  # from one look for a preview to the next
 HEARTBEAT_S = 5.0  # the longest silence of a stream: clients, and proxies, give up on a silent one
@@ -101,6 +103,9 @@ def _parsed(said: Asked, body: dict[str, Any]) -> JobRequest:
 
 
 def _answered(said: Asked, requests: list[JobRequest], event: str) -> Response:
+    if sum(len(items(each)) for each in requests) > MOST_MADE:
+        detail = f"At most {MOST_MADE} pictures at once."
+        raise InvalidRequest(detail, Problem("/n", "limit", detail))
     form = choice_of(
         "response_format", said.words("response_format", "b64_json"), ("b64_json", "url")
     )
@@ -182,10 +187,15 @@ def _stream(
             usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
             for artifact in job.artifacts:
                 yield told("completed", job, _base64(artifact), request.output.format, usage=usage)
-    except (RequestError, StorageUnavailable, StoreUnavailable) as error:
-        code = getattr(error, "code", "unavailable")
-        about = {"message": str(error), "code": code, "type": "server_error", "param": None}
-        yield _event("error", {"error": about})
+    except RequestError as error:
+        yield _failed(error.code, str(error))
+    except (StorageUnavailable, StoreUnavailable) as error:
+        yield _failed(*away(error))
+
+
+def _failed(code: str, message: str) -> str:
+    about = {"message": message, "code": code, "type": "server_error", "param": None}
+    return _event("error", {"error": about})
 
 
 def _meanwhile(id: str, until: float, most: int) -> Iterator[bytes | None]:

@@ -49,8 +49,13 @@ def create() -> Response:
         elif referred:
             body["input"]["image"] = _referred(referred)
         inputs.check(body)
-        wanted, warnings = inputs.parse(body)
-    return _answer(known_job(once(said, lambda id: submit(wanted, warnings, id=id)[0])))
+
+    def make(id: str) -> str:
+        with named_as_theirs(image=REFERENCE):
+            wanted, warnings = inputs.parse(body)  # here, lest a second request fetches once more
+        return submit(wanted, warnings, id=id)[0]
+
+    return _answer(known_job(once(said, make)))
 
 
 @blueprint.get("")

@@ -5,7 +5,6 @@ import functools
 import http
 import inspect
 import re
-from importlib.metadata import version
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify
@@ -30,6 +29,7 @@ from api.schemas import (
     VideoDeleted,
 )
 from api.services import services
+from jobs.version import VERSION
 
 blueprint = Blueprint("openapi", __name__)
 
@@ -83,7 +83,7 @@ def _document(app: Flask) -> Schema:
         "openapi": "3.1.0",
         "info": {
             "title": "diffusion-fleet",
-            "version": version("diffusion-fleet"),
+            "version": VERSION,
             "description": "Image and video generation as jobs that are not lost.",
         },
         **({"servers": [{"url": public}]} if public else {}),

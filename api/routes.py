@@ -113,7 +113,7 @@ ROUTES: dict[str, Route] = {
         example=_ASKED,
     ),
     "jobs.list_all": Route("Jobs", {200: _page("Job")}, (422,), _LISTED_BY),
-    "jobs.dead": Route("Jobs", {200: _page("Job")}),
+    "jobs.dead": Route("Jobs", {200: _page("Job")}, (422,), {"limit": _LIMIT, "after": _TEXT}),
     "jobs.get": Route("Jobs", {200: _JOB, 304: None}, (404,), headers=("Prefer",)),
     "jobs.cancel": Route("Jobs", {200: _JOB}, (404,)),
     "jobs.delete": Route("Jobs", {204: None}, (404,)),

@@ -24,7 +24,8 @@ class Services:
     celery: Celery
     follower: Follower
     keys: Keys | None  # None: whoever asks may
-    places: Places
+    places: Places  # of streams, and of requests that wait
+    fetches: Places  # of pictures from other servers, which may be slow
 
 
 def services() -> Services:

@@ -5,7 +5,6 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request, url_for
 
-from api.answers import time_answer
 from api.asked import json_body
 from api.auth import tenant
 from api.forms import FORM, only_file
@@ -13,6 +12,7 @@ from api.services import services
 from jobs.artifacts import upload_key
 from jobs.errors import InvalidRequest, NotFound, Problem, TooLarge
 from jobs.images import KINDS, MOST_BYTES, content_type
+from jobs.record import time_answer
 from jobs.store import new_id
 from jobs.uploads import Upload
 

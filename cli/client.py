@@ -59,9 +59,15 @@ class Client:
     def cancel(self, id: str) -> Job:
         return cast(Job, self._call("POST", f"{_path(id)}/cancel", True))
 
-    def retry(self, id: str, idempotency_key: str | None = None) -> Job:
-        """A new job that asks for the same."""
-        return self._make(f"{_path(id)}/retry", idempotency_key)
+    def retry(
+        self,
+        id: str,
+        idempotency_key: str | None = None,
+        changes: dict[str, Any] | None = None,
+    ) -> Job:
+        """A new job that asks for the same, but for the changes, such as {"input": {"seed": 8}}."""
+        asked = {"json": changes} if changes else {}
+        return self._make(f"{_path(id)}/retry", idempotency_key, **asked)
 
     def logs(self, id: str, tail: int = 100) -> list[dict[str, Any]]:
         """The last lines that the job's attempts said, the oldest first; tail: at most 500."""
@@ -78,8 +84,9 @@ class Client:
 
     def wait(self, id: str) -> Job:
         """The job when it has ended."""
-        *_, job = self.watch(id)
-        return job
+        for job in self.watch(id):
+            last = job
+        return last
 
     def models(self) -> list[dict[str, Any]]:
         return list(self._call("GET", "/v1/models", True)["data"])
@@ -91,7 +98,8 @@ class Client:
         except OSError as error:
             raise ApiError(0, "not_read", f"{path}: {error.strerror}") from None
         files = {"file": ("picture", data)}
-        return str(self._call("POST", "/v1/uploads", False, files=files)["id"])
+        # Twice, if the first answer was lost: what nobody uses expires.
+        return str(self._call("POST", "/v1/uploads", True, files=files)["id"])
 
     def health(self) -> dict[str, Any]:
         """/readyz, which speaks of what fails with HTTP 503."""

@@ -187,7 +187,11 @@ def dead() -> None:
 @click.pass_obj
 def dead_list(client: Client) -> None:
     """A line each: its id, its error, what was asked."""
-    show.dead(client.call("GET", "/v1/jobs/dead")["data"])
+    asked = {"limit": "100", "after": ""}
+    while asked["after"] is not None:
+        page = client.call("GET", "/v1/jobs/dead", params=asked)
+        show.dead(page["data"])
+        asked["after"] = page["next"]
 
 
 @dead.command("show")

@@ -64,6 +64,19 @@ def refusal(code: int, about: Any, more: list[Any], asker: Asker) -> FleetError:
     return KeyReused(KEY_REUSED)
 
 
+def made_before(
+    redis: Any, place: str, body_hash: str, get: Callable[[str, str], object], tenant: str
+) -> str | None:
+    """What the key whose record is at `place` has made, where get(id, tenant) still finds it.
+    Raises: KeyReused."""
+    id, body = redis.hmget(place, "id", "body")
+    if not (id and get(id, tenant)):
+        return None
+    if body != body_hash:
+        raise KeyReused(KEY_REUSED)
+    return str(id)
+
+
 @dataclass(frozen=True)
 class Batch:
     """counts: of its jobs that are still there, by state."""
@@ -104,14 +117,8 @@ class Batches:
     @away
     def came_before(self, tenant: str, key: str, body_hash: str) -> str | None:
         """As JobStore.came_before()."""
-        if not key:
-            return None
-        id, body = self._redis.hmget(f"{self._prefix}:idem-batch:{tenant}:{key}", "id", "body")
-        if not (id and self.get(id, tenant)):
-            return None
-        if body != body_hash:
-            raise KeyReused(KEY_REUSED)
-        return str(id)
+        place = f"{self._prefix}:idem-batch:{tenant}:{key}"
+        return made_before(self._redis, place, body_hash, self.get, tenant) if key else None
 
     @away
     def get(self, id: str, tenant: str = "default") -> Batch | None:
@@ -121,6 +128,8 @@ class Batches:
         ids = self._redis.zrange(f"{self._prefix}:batch:{id}:jobs", 0, -1)
         with self._redis.pipeline(transaction=False) as pipe:
             for job in ids:
-                pipe.hget(f"{self._prefix}:job:{job}", "state")
-            states = Counter(JobState(state) for state in pipe.execute() if state)
-        return Batch(id, float(about["created_at"]), int(about["total"]), ids, dict(states))
+                pipe.hmget(f"{self._prefix}:job:{job}", "state", "deleted")
+            found = zip(ids, pipe.execute(), strict=True)
+        states = {job: JobState(state) for job, (state, gone) in found if state and not gone}
+        counts = dict(Counter(states.values()))
+        return Batch(id, float(about["created_at"]), int(about["total"]), list(states), counts)

@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from jobs.connection import away
@@ -14,12 +13,14 @@ CHUNK, MOST_READ = 100, 2000  # records at a time, and for one page
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a list is of. state: one of STATUSES. Times: seconds since 1970, both ends included."""
+    """What a list is of. state: one of STATUSES. dead: ended by faults, and retried by nobody, in
+    the order of their ends. Times: seconds since 1970, both ends included."""
 
     state: str | None = None
     model: str = ""
     task: str = ""
     batch: str = ""
+    dead: bool = False
     since: float | None = None
     until: float | None = None
 
@@ -32,7 +33,7 @@ class Wanted:
         )
 
 
-ALL = Wanted()
+ALL, DEAD = Wanted(), Wanted(dead=True)
 
 
 class Lists:
@@ -55,6 +56,8 @@ class Lists:
         index = f"{self._prefix}:jobs:{tenant}"
         if wanted.batch:
             index = f"{self._prefix}:batch:{wanted.batch}:jobs"
+        elif wanted.dead:
+            index = f"{self._prefix}:dead:{tenant}"
         elif wanted.state:
             index += f":{wanted.state}"
         found: list[Job] = []
@@ -118,12 +121,3 @@ class Lists:
                 pipe.hgetall(f"{self._prefix}:job:{id}")
             jobs = [job_from_hash(fields) for fields in pipe.execute() if "id" in fields]
         return [job for job in jobs if not job.deleted], len(ids) > limit
-
-    @away
-    def dead(self, tenant: str = "default", limit: int = 100) -> list[Job]:
-        """The jobs that faults ended and nobody has retried, the latest first."""
-        ids = self._redis.zrange(f"{self._prefix}:dead", 0, -1, desc=True)
-        records = (self._redis.hgetall(f"{self._prefix}:job:{id}") for id in ids)
-        jobs = (job_from_hash(fields) for fields in records if "id" in fields)
-        mine = (job for job in jobs if job.tenant == tenant and not job.deleted)
-        return list(islice(mine, limit))

@@ -15,6 +15,8 @@ from jobs.errors import InvalidRequest, ModelNotFound, Problem, UnsupportedTask
 from jobs.images import picture
 from jobs.request import REQUESTS, JobRequest, Parallel, defaults
 
+MOST_FIELDS = 100  # of an object: each unknown one costs an error, and a look for what was meant
+
 
 def parse_request(body: Any, catalog: Catalog) -> tuple[JobRequest, list[str]]:
     """body: the caller's JSON. Answers the request with every default filled in, and warnings.
@@ -23,6 +25,7 @@ def parse_request(body: Any, catalog: Catalog) -> tuple[JobRequest, list[str]]:
     """
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.", Problem("", "type", "no object"))
+    _refuse_crowds(body)
     spec = _model(body, catalog)
     task = _task(body, spec)
     filled, warnings = _fill(body, spec, task)
@@ -39,6 +42,19 @@ def parse_request(body: Any, catalog: Catalog) -> tuple[JobRequest, list[str]]:
     if problems:
         raise _refusal(problems)
     return request, warnings
+
+
+def _refuse_crowds(body: dict[str, Any]) -> None:
+    parts: list[tuple[str, Any]] = [("", body)]
+    while parts:
+        pointer, part = parts.pop()
+        if isinstance(part, dict):
+            if len(part) > MOST_FIELDS:
+                detail = f"An object has at most {MOST_FIELDS} fields; here are {len(part)}."
+                raise _refusal([Problem(pointer, "too_many_fields", detail)])
+            parts += [(f"{pointer}/{_escape(name)}", inner) for name, inner in part.items()]
+        elif isinstance(part, list):
+            parts += [(pointer, inner) for inner in part if isinstance(inner, dict | list)]
 
 
 def _model(body: dict[str, Any], catalog: Catalog) -> ModelSpec:
@@ -81,7 +97,7 @@ def _fill(body: dict[str, Any], spec: ModelSpec, task: Task) -> tuple[dict[str, 
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
+    close = difflib.get_close_matches(word[:80], known, 1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -17,6 +17,7 @@ the rest   final: nothing moves them.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -176,3 +177,10 @@ def job_from_hash(fields: Mapping[str, str]) -> Job:
         cancel_wished="cancel" in fields,
         deleted="deleted" in fields,
     )
+
+
+def time_answer(seconds: float | None) -> str | None:
+    """RFC 3339, UTC, milliseconds."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

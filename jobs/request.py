@@ -11,6 +11,7 @@ from jobs.images import shown
 
 # Of what is counted; more is computed with before the model's limits are looked at.
 MOST = 2**31 - 1
+MOST_PROMPTS = 1000  # each wrong one of a list is an error of its own
 Prompt = Annotated[str, Field(min_length=1)]
 Picture = Annotated[
     str,
@@ -77,7 +78,7 @@ class Lora(_Part):
 class _Input(_Part):
     """extra: fields of the model's own."""
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)]
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
     negative_prompt: str | None = None
     n: int = Field(1, ge=1, le=MOST)
     seed: int = Field(ge=0, lt=2**53)

@@ -10,9 +10,9 @@ from typing import Any
 
 import redis
 
-from jobs.batches import KEY_REUSED, NOBODY, Asker, Batches, refusal, row
+from jobs.batches import NOBODY, Asker, Batches, made_before, refusal, row
 from jobs.connection import away, connect
-from jobs.errors import DeadlineExceeded, KeyReused, LeaseLost, OutputExpired
+from jobs.errors import DeadlineExceeded, LeaseLost, OutputExpired
 from jobs.events import Events
 from jobs.lists import Lists
 from jobs.logs import Logs
@@ -68,7 +68,7 @@ class JobStore:
         self.outbox = Outbox(self._redis, prefix, self._step)
         self.previews = Previews(self._redis, prefix)
         self.queues = Queues(self._redis, prefix)
-        self.tenants = Tenants(self._redis, prefix)
+        self.tenants = Tenants(self._redis, prefix, self._step)
         self.upkeep = Upkeep(self._step, lease_s)
         self.uploads = Uploads(self._redis, prefix)
         self.workers = Workers(self._redis, prefix)
@@ -134,14 +134,8 @@ class JobStore:
     def came_before(self, tenant: str, key: str, body_hash: str) -> str | None:
         """The job that this request has made already: nothing need be fetched for it again. No
         promise, submit() looks once more. Raises: KeyReused."""
-        if not key:
-            return None
-        id, body = self._redis.hmget(self._key(f"idem:{tenant}:{key}"), "id", "body")
-        if not (id and self.get(id, tenant)):
-            return None
-        if body != body_hash:
-            raise KeyReused(KEY_REUSED)
-        return str(id)
+        place = self._key(f"idem:{tenant}:{key}")
+        return made_before(self._redis, place, body_hash, self.get, tenant) if key else None
 
     @away
     def hinted(self, id: str) -> None:

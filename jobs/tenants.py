@@ -2,6 +2,7 @@
 day; whose job one is, and what signs the links to its outputs."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,20 +28,15 @@ class Usage:
 class Tenants:
     """Every method raises StoreUnavailable when Redis is away."""
 
-    def __init__(self, redis: Any, prefix: str) -> None:
-        self._redis, self._prefix = redis, prefix
+    def __init__(self, redis: Any, prefix: str, step: Callable[..., Any]) -> None:
+        self._redis, self._prefix, self._step = redis, prefix, step
 
     @away
     def count(self, tenant: str, limit: int) -> tuple[int, int]:
         """One more request: how many are left in this minute, below 0 for none; seconds to the
         next."""
-        now = int(self._redis.time()[0])
-        key = f"{self._prefix}:rate:{tenant}:{now // 60}"
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.incr(key)
-            pipe.expire(key, 120)
-            asked, _ = pipe.execute()
-        return limit - int(asked), 60 - now % 60
+        asked, next_s = self._step("count", tenant)
+        return limit - int(asked), int(next_s)
 
     @away
     def usage(self, tenant: str, days: int) -> list[Usage]:
@@ -66,10 +62,10 @@ class Tenants:
     def link_secret(self) -> bytes:
         """32 bytes by chance, the same for every process of this fleet."""
         key = f"{self._prefix}:link_secret"
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(key, secrets.token_hex(32), nx=True)
-            pipe.get(key)
-            _, secret = pipe.execute()
+        secret = self._redis.get(key)  # first: a full Redis refuses a SET that would change nothing
+        if secret is None:
+            self._redis.set(key, secrets.token_hex(32), nx=True)
+            secret = self._redis.get(key)
         return bytes.fromhex(secret)
 
     @away

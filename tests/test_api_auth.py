@@ -53,6 +53,34 @@ def test_without_a_key_nothing_is_told(ask: Ask, file: Path) -> None:
     assert ask("", "GET", "/livez").status_code == 200
 
 
+def test_without_keys_no_page_from_elsewhere_may_ask(
+    client: FlaskClient, store: JobStore, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by its visitor's browser, nor under a name of its own that leads here."""
+    monkeypatch.delenv("FLEET_API_KEYS_FILE")
+    for settings, theirs in (({}, 403), ({"FLEET_API_OPEN": "1"}, 202)):
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        asked = api.create_app().test_client()
+        for headers, status in (
+            ({"Host": "localhost:8000"}, 202),
+            ({"Host": "[::1]:8000", "Origin": "http://localhost:3000"}, 202),
+            ({"Host": "127.0.0.1"}, 202),
+            ({"Host": "evil.example"}, theirs),
+            ({"Host": "[:"}, theirs),
+            ({"Origin": "https://evil.example"}, theirs),
+            ({"Origin": "null"}, theirs),
+        ):
+            answer = asked.post("/v1/jobs", json=JOB, headers=headers)
+            assert answer.status_code == status, (headers, answer.json)
+    monkeypatch.delenv("FLEET_API_OPEN")
+    monkeypatch.setenv("FLEET_PUBLIC_URL", "https://fleet.example")
+    asked = api.create_app().test_client()
+    for origin, status in (("https://fleet.example", 202), ("https://evil.example", 403)):
+        answer = asked.post("/v1/jobs", json=JOB, headers={"Origin": origin})
+        assert answer.status_code == status
+
+
 def test_a_key_may_what_its_scopes_say(ask: Ask, file: Path) -> None:
     def key(*scopes: str) -> str:
         words = [word for scope in scopes for word in ("--scope", scope)]

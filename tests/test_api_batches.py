@@ -83,6 +83,30 @@ def test_what_is_no_batch_is_refused(client: FlaskClient, body: Any) -> None:
     assert listed(client) == 0
 
 
+def test_a_job_that_is_nested_deeply_is_refused(client: FlaskClient) -> None:
+    deep: Any = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    answer = post(client, {"job": {"model": "tiny-image", "input": deep}, "matrix": {"n": [1]}})
+    assert answer.status_code == 422, answer.json
+
+
+def test_problems_enough_and_no_further_job_is_looked_at(client: FlaskClient) -> None:
+    answer = post(client, {"job": {}, "matrix": {"input.seed": list(range(1000))}})
+    assert answer.status_code == 422
+    assert {problem["pointer"] for problem in answer.json["errors"]} == {"/job/model"}
+    answer = post(client, {"jobs": [{"model": "tiny-image", "input": {"n": 0}}] * 100})
+    assert len(answer.json["errors"]) == 20
+
+
+def test_a_job_that_is_deleted_is_not_in_its_batch(client: FlaskClient) -> None:
+    batch = post(client, {"jobs": [JOB, JOB]}).json
+    gone, stays = batch["jobs"]
+    assert client.delete(f"/v1/jobs/{gone}").status_code == 204
+    now: Any = client.get(f"/v1/batches/{batch['id']}").json
+    assert now["jobs"] == [stays] and now["counts"] == {"queued": 1} and now["total"] == 2
+
+
 def test_a_batch_that_is_sent_twice_is_one(client: FlaskClient) -> None:
     first = post(client, {"jobs": [JOB, JOB]}, **{"Idempotency-Key": "k"})
     again = post(client, {"jobs": [JOB, JOB]}, **{"Idempotency-Key": "k"})

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import ssl
-import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,13 @@ from flask.testing import FlaskClient
 from PIL import Image
 from PIL.ExifTags import Base
 
+import api
 from api import inputs
 from jobs import guard
 from jobs.images import picture
 from jobs.store import JobStore
 from tests.fixtures.asking import job, kept, post, refused
+from tests.fixtures.keys import keys
 from tests.fixtures.peer import Peer, Say, answer, redirects, says
 from tests.fixtures.pictures import data_url, file, painted
 
@@ -253,19 +254,47 @@ def test_a_batch_of_too_many_bytes(client: FlaskClient, monkeypatch: pytest.Monk
     assert client.post("/v1/batches", json=body).status_code == 202
 
 
-def test_fetches_are_bounded(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_AT_ONCE", threading.Semaphore(1))
+def test_fetches_are_bounded(client: FlaskClient) -> None:
     with Peer(says(answer(PICTURE))) as peer:
         url = f"http://127.0.0.2:{peer.port}/"
         for path in "abc":
             assert post(client, url + path).status_code == 202, "one after the other"
-        inputs._AT_ONCE.acquire()
+        fetches = client.application.extensions["fleet"].fetches
+        for _ in range(api.MOST_FETCHES):
+            fetches.take("default")
         made = post(client, url + "d")
         body = {"jobs": [job(url + "e")]}
         for refused in (made, client.post("/v1/batches", json=body)):
             assert refused.status_code == 429 and refused.headers["Retry-After"] and peer.met == 3
-            assert refused.headers["RateLimit-Limit"] == str(inputs.MOST_FETCHES)
+            assert refused.json["code"] == "rate_limited"  # type: ignore[index]
+            assert refused.headers["RateLimit-Limit"] == str(api.MOST_FETCHES)
             assert refused.headers["RateLimit-Remaining"] == "0"
+
+
+def test_with_keys_a_tenant_has_half_of_the_fetches(
+    client: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_API_KEYS_FILE", str(tmp_path / "keys"))
+    callers = [keys(tmp_path / "keys", "create", "--tenant", name) for name in "ab"]
+    asked = api.create_app().test_client()
+    for _ in range(api.MOST_FETCHES // 2):
+        asked.application.extensions["fleet"].fetches.take("a")
+    with Peer(says(answer(PICTURE))) as peer:
+        body = job(f"http://127.0.0.2:{peer.port}/")
+        for key, status in zip(callers, (429, 202), strict=True):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert asked.post("/v1/jobs", json=body, headers=headers).status_code == status
+
+
+def test_a_video_that_is_asked_for_again_is_not_fetched_for_again(client: FlaskClient) -> None:
+    with Peer(says(answer(PICTURE))) as peer:
+        picture = {"image_url": f"http://127.0.0.2:{peer.port}/"}
+        body = {"prompt": "x", "input_reference": picture}
+        ids = [
+            client.post("/v1/videos", json=body, headers={"X-Stainless-Retry-Count": count}).json
+            for count in ("0", "1", "0")
+        ]
+        assert ids[0] == ids[1] != ids[2] and peer.met == 2
 
 
 def test_a_phones_picture_is_the_way_up_that_it_was_taken() -> None:

@@ -118,6 +118,29 @@ def test_a_link_expires(
     assert client.get(link, buffered=True).status_code == 401
 
 
+def test_what_is_finished_can_be_read_while_redis_is_full(
+    key: dict[str, str],
+    client: FlaskClient,
+    store: JobStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what is deleted, which makes room; the minute's requests are counted all the while."""
+    monkeypatch.setenv("FLEET_RATE_PER_MINUTE", "1000")
+    asked = api.create_app().test_client()
+    job, picture = drawn(asked, key, store, tmp_path)
+    url = f"/v1/jobs/{job['id']}"
+    store._redis.config_set("maxmemory", 1000)
+    try:
+        again: Any = asked.get(url, headers=key)
+        assert again.status_code == 200 and int(again.headers["RateLimit-Remaining"]) < 1000
+        link = place(again.json["outputs"][0]["download_url"])
+        assert asked.get(link, buffered=True).data == picture
+        assert asked.delete(url, headers=key).status_code == 204
+    finally:
+        store._redis.config_set("maxmemory", 0)
+
+
 def test_a_link_of_another_fleet_is_a_forgery(
     key: dict[str, str], client: FlaskClient, store: JobStore, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_video_that_is_not_ready_and_one_that_never_will_be(theirs: OpenAI) ->
         ({"size": "65x64"}, openai.UnprocessableEntityError, None, "size"),
         ({"size": "large"}, openai.UnprocessableEntityError, "invalid_request", "size"),
         ({"n": 0}, openai.UnprocessableEntityError, None, "n"),
+        ({"n": 17}, openai.UnprocessableEntityError, None, "n"),
         ({"prompt": ""}, openai.UnprocessableEntityError, None, "prompt"),
         ({"output_format": "jpeg"}, openai.UnprocessableEntityError, None, "output_format"),
         ({"extra_body": {"sed": 1}}, openai.UnprocessableEntityError, None, "sed"),

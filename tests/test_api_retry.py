@@ -30,6 +30,39 @@ def test_a_retry_changes_what_it_names_alone(client: FlaskClient, store: JobStor
     assert client.post(url, json=[]).status_code == 422
 
 
+def test_a_retry_that_is_sent_twice_is_one_whatever_became_of_the_first_job(
+    client: FlaskClient, store: JobStore
+) -> None:
+    first: Any = client.post("/v1/jobs", json=JOB).json
+    store.finish(claim(store), JobState.SUCCEEDED)
+    asked: Any = {"json": {"input": {"n": 2}}, "headers": {"Idempotency-Key": "k"}}
+    made: Any = client.post(f"/v1/jobs/{first['id']}/retry", **asked)
+    assert client.delete(f"/v1/jobs/{first['id']}").status_code == 204
+    again: Any = client.post(f"/v1/jobs/{first['id']}/retry", **asked)
+    assert again.status_code == 202 and again.json["id"] == made.json["id"]
+    assert again.headers["Idempotent-Replayed"] == "true"
+    asked["headers"] = {"Idempotency-Key": "another"}
+    assert client.post(f"/v1/jobs/{first['id']}/retry", **asked).status_code == 404
+
+
+def test_the_dead_are_listed_by_pages(client: FlaskClient, store: JobStore) -> None:
+    ids = [client.post("/v1/jobs", json=JOB).json["id"] for _ in range(3)]  # type: ignore[index]
+    for _ in ids:
+        store.finish(claim(store), JobState.FAILED, error={"code": "poisoned"}, dead=True)
+    seen, after = [], ""
+    while after is not None:
+        page: Any = client.get(f"/v1/jobs/dead?limit=2&after={after}").json
+        seen += [job["id"] for job in page["data"]]
+        after = page["next"]
+        assert page["has_more"] == (after is not None)
+    assert seen == ids[::-1]
+    client.delete(f"/v1/jobs/{ids[1]}")
+    client.post(f"/v1/jobs/{ids[2]}/retry")
+    left: Any = client.get("/v1/jobs/dead").json
+    assert [job["id"] for job in left["data"]] == ids[:1]
+    assert client.get("/v1/jobs/dead?order=asc").status_code == 422
+
+
 def test_a_retry_by_another_task_or_model(client: FlaskClient, store: JobStore) -> None:
     def again(id: str, **changes: Any) -> Any:
         return client.post(f"/v1/jobs/{id}/retry", json=changes)

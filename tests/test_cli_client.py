@@ -44,8 +44,9 @@ def test_one_key_is_one_job(here: Client) -> None:
     assert here.submit(body, "a key of test_cli_client")["id"] == first["id"]
     assert here.submit(body)["id"] != first["id"]
     done = here.wait(first["id"])
-    again = here.retry(first["id"])
+    again = here.retry(first["id"], changes={"metadata": {"why": "again"}})
     assert again["retry_of"] == first["id"] and again["input"] == done["input"]
+    assert again["metadata"] == {"why": "again"}
     assert here.cancel(again["id"])["status"] in ("canceling", "canceled", "succeeded")
     here.wait(again["id"])
     here.delete(first["id"])

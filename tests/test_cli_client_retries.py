@@ -48,6 +48,14 @@ def test_what_may_be_asked_twice_is_asked_again(peer: Peer, client: Client, firs
         assert headers["Authorization"] == "Bearer secret"
 
 
+def test_an_upload_is_sent_again(peer: Peer, client: Client) -> None:
+    """The picture of a first one that arrived, and was not answered, expires."""
+    peer.answers = [LOST, AGAIN, ok({"id": "upl_1"})]
+    assert client.upload(Path(__file__)) == "upl_1"
+    assert len(peer.asked) == 3
+    assert all(Path(__file__).read_bytes() in body for _, _, _, body in peer.asked)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -182,7 +182,9 @@ def test_redis_away_is_503_and_service_returns_by_itself(fleet: RunningFleet, no
             assert answer.status_code == 503 and answer.json()["code"] == "broker_unavailable"
             assert int(answer.headers["Retry-After"]) > 0
         assert fleet.http.get("/livez").status_code == 200
-        assert fleet.http.get("/readyz").status_code == 503
+        ready = fleet.http.get("/readyz")
+        assert ready.status_code == 503 and "127.0.0.1" not in ready.text, "no key is asked for"
+        assert ready.json()["checks"]["redis"] == "The queue does not answer; try again."
     job = fleet.wait(id)
     assert job["status"] == "succeeded" and job["attempt"] == 1
     assert notes("counts").count("x 0") == 1, "an outage is no reason to render again"

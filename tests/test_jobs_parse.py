@@ -155,6 +155,24 @@ def test_refused_with_a_pointer(body: Any, kind: type[RequestError], pointer: st
     assert all(problem.detail for problem in refused.value.problems)
 
 
+@pytest.mark.parametrize(
+    "body,pointer",
+    [
+        ({**video(), **{f"f{n}": 1 for n in range(101)}}, ""),
+        (video(**{f"f{n}": 1 for n in range(101)}), "/input"),
+        ({**video(), "metadata": {f"f{n}": {} for n in range(101)}}, "/metadata"),
+        (video(loras=[{f"f{n}": 1 for n in range(101)}]), "/input/loras"),
+        (video(prompt=[""] * 1001), "/input/prompt"),
+    ],
+)
+def test_of_too_many_none_is_looked_at(body: Any, pointer: str) -> None:
+    """Each would be an error of its own: a small body would take minutes."""
+    with pytest.raises(InvalidRequest) as refused:
+        parse_request(body, CATALOG)
+    assert {problem.pointer for problem in refused.value.problems} == {pointer}
+    assert len(refused.value.problems) <= 2
+
+
 def test_a_misspelt_word_gets_the_right_one() -> None:
     for body in (video(promt="x"), {"model": "tiny-vidoe"}, {**video(), "priorty": "low"}):
         with pytest.raises(RequestError, match="Did you mean"):

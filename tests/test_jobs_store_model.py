@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from jobs.batches import Asker
 from jobs.catalog import Catalog
 from jobs.errors import LeaseLost
-from jobs.lists import Wanted
+from jobs.lists import DEAD, Wanted
 from jobs.parse import parse_request
 from jobs.record import TRANSITIONS, Claim, JobState
 from jobs.store import JobStore
@@ -226,7 +226,7 @@ class Life(RuleBasedStateMachine):
         known.lost = known.state is JobState.QUEUED
         self.reap()
         if not known.deleted:
-            dead = [job.id for job in self.store.lists.dead(known.tenant)]
+            dead = [job.id for job in self.store.lists.page(known.tenant, DEAD, 100)[0]]
             assert (id in dead) == (known.state is JobState.FAILED)
 
     @rule()

@@ -14,6 +14,7 @@ import pytest
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import Catalog
 from jobs.errors import LeaseLost
+from jobs.lists import DEAD
 from jobs.record import Claim, JobState
 from jobs.settings import Settings
 from jobs.store import JobStore
@@ -88,7 +89,7 @@ def test_a_job_has_a_manifest_if_and_only_if_it_succeeded(
             with pytest.raises(Voided) as verdict:
                 commit(storage, held[end, False], [], {})
             assert verdict.value.state is state, "who holds it ends it so"
-    assert [job.id for job in store.lists.dead()] == [held[THRICE, False].id]
+    assert [job.id for job in store.lists.page(wanted=DEAD)[0]] == [held[THRICE, False].id]
 
 
 def test_a_job_that_was_voided_ends_so_whoever_holds_it(
@@ -111,7 +112,7 @@ def test_a_job_that_was_voided_ends_so_whoever_holds_it(
     finally:
         assert worker.stop() == 0
     assert job.state is JobState.FAILED and job.error == error
-    assert [each.id for each in store.lists.dead()] == [mine.id]
+    assert [each.id for each in store.lists.page(wanted=DEAD)[0]] == [mine.id]
 
 
 def test_who_slept_voids_nothing_that_another_is_making(store: JobStore, catalog: Catalog) -> None:

@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 
 from celery import Celery
 
@@ -20,9 +18,10 @@ from jobs.errors import StoreUnavailable, UrlRefused, UrlUnreachable
 from jobs.guard import check_url, client
 from jobs.outbox import Errand
 from jobs.queue import hint_delivery
-from jobs.record import Job
+from jobs.record import Job, time_answer
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.version import VERSION
 from jobs.webhooks import secret_of
 from worker.lease import Drain
 
@@ -69,20 +68,14 @@ def message(errand: Errand, job: Job) -> bytes:
         "metadata": job.request.get("metadata", {}),
         "retry_of": job.retry_of,
         "batch_id": job.batch,
-        "created_at": _moment(job.created_at),
-        "started_at": _moment(job.started_at),
-        "finished_at": _moment(job.finished_at),
+        "created_at": time_answer(job.created_at),
+        "started_at": time_answer(job.started_at),
+        "finished_at": time_answer(job.finished_at),
         "outputs": outputs,
         "error": job.error,
     }
-    said = {"type": f"job.{errand.event}", "timestamp": _moment(errand.created_at), "data": data}
-    return json.dumps(said).encode()
-
-
-def _moment(seconds: float | None) -> str | None:
-    """RFC 3339, UTC, milliseconds."""
-    at = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return at.isoformat(timespec="milliseconds") if at else None
+    at = time_answer(errand.created_at)
+    return json.dumps({"type": f"job.{errand.event}", "timestamp": at, "data": data}).encode()
 
 
 class Courier(threading.Thread):
@@ -171,8 +164,7 @@ class Courier(threading.Thread):
         body, now = message(errand, job), int(errand.began_at)
         headers = {
             "Content-Type": "application/json",
-            # Asked here: a clone that is not installed has no version, but runs jobs all the same.
-            "User-Agent": f"diffusion-fleet/{version('diffusion-fleet')}",
+            "User-Agent": f"diffusion-fleet/{VERSION}",
             "webhook-id": errand.id,
             "webhook-timestamp": str(now),
             "webhook-signature": signature(secret, errand.id, now, body),

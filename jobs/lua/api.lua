@@ -52,7 +52,7 @@ function step.submit(id, request, queue, priority, tenant, model, task, ranks, d
   if webhook ~= '' then redis.call('HSET', job(id), 'webhook', webhook) end
   if retry_of ~= '' then
     redis.call('HSET', job(id), 'retry_of', retry_of)
-    redis.call('ZREM', P .. 'dead', retry_of)  -- somebody has looked after it
+    redis.call('ZREM', P .. 'dead:' .. tenant, retry_of)  -- somebody has looked after it
   end
   if deadline_s ~= '' then
     redis.call('HSET', job(id), 'deadline_at', time(now + tonumber(deadline_s)))
@@ -61,6 +61,14 @@ function step.submit(id, request, queue, priority, tenant, model, task, ranks, d
   if VIDEO[task] then redis.call('ZADD', P .. 'videos:' .. tenant, 0, id) end
   enqueue(id, 0)
   return {1, id}
+end
+
+-- tenant -> requests of this minute, this one too; seconds to the next minute
+function step.count(tenant)
+  local key = P .. 'rate:' .. tenant .. ':' .. math.floor(now / 60)
+  local asked = redis.call('INCR', key)
+  redis.call('EXPIRE', key, 120)
+  return {asked, 60 - math.floor(now) % 60}
 end
 
 -- The caller has sent the first hint itself: the reaper need not.

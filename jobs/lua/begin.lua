@@ -18,7 +18,7 @@
 -- idem:TENANT:KEY    hash: id, body
 -- wish:ID list       wakes the worker of a running job; the truth is job:ID cancel
 -- batch:ID hash, batch:ID:jobs zset   tenant created_at total; its jobs in order
--- dead zset          failed for good by faults
+-- dead:TENANT zset   failed for good by faults; score = when
 -- claimed:NONCE      the job that this claim took, for a lease: who heard no answer asks again
 -- sweep zset         over, and an attempt may have stored what no manifest names: to be looked at
 -- purge zset         deleted, score = when its artifacts are to be removed, for the first or the last time
@@ -51,6 +51,8 @@ local function job(id) return P .. 'job:' .. id end
 local function get(id, ...) return redis.call('HMGET', job(id), ...) end
 local function time(x) return string.format('%.6f', x) end
 local function queue_score(priority, at) return tonumber(priority) * 1e11 + tonumber(at) end
+
+local function mark_dead(id) redis.call('ZADD', P .. 'dead:' .. get(id, 'tenant')[1], now, id) end
 
 local function usage_key(tenant) return P .. 'usage:' .. tenant .. ':' .. math.floor(now / 86400) end
 

@@ -29,7 +29,7 @@ function step.reap(lease, crash_error, poison_error)
       move(id, 'canceled')
     elseif crashes >= CRASHES then
       redis.call('HSET', job(id), 'error', poison_error)
-      redis.call('ZADD', P .. 'dead', now, id)
+      mark_dead(id)
       move(id, 'failed')
     else
       enqueue(id, 0)
@@ -63,9 +63,11 @@ function step.purged(id, again)
   elseif tonumber(redis.call('ZSCORE', P .. 'purge', id) or 0) <= now then  -- else another was first
     redis.call('ZREM', P .. 'purge', id)
   end
-  redis.call('ZREM', P .. 'dead', id)
   redis.call('ZREM', P .. 'sweep', id)
-  if h[1] then redis.call('ZREM', P .. 'jobs:' .. h[1] .. ':' .. h[2], id) end
+  if h[1] then
+    redis.call('ZREM', P .. 'dead:' .. h[1], id)
+    redis.call('ZREM', P .. 'jobs:' .. h[1] .. ':' .. h[2], id)
+  end
   redis.call('DEL', job(id), P .. 'pictures:' .. id, P .. 'log:' .. id)
   if h[3] then leave_batch(h[3], id) end
 end

@@ -83,7 +83,7 @@ function step.finish(id, token, state, artifacts, metrics, err, dead)
   redis.call('HSET', job(id), 'artifacts', artifacts, 'metrics', metrics)
   account(id, state == 'succeeded', cjson.decode(artifacts), cjson.decode(metrics))
   if err ~= '' then redis.call('HSET', job(id), 'error', err) end
-  if dead == '1' then redis.call('ZADD', P .. 'dead', now, id) end
+  if dead == '1' then mark_dead(id) end
   if state == 'succeeded' then
     local h = get(id, 'queue', 'started_at', 'model')
     for _, list in ipairs({P .. 'ran:' .. h[1], P .. 'ran:' .. h[1] .. ':' .. h[3]}) do
