@@ -121,33 +121,38 @@ def retry(id: str) -> BaseResponse:
 
 
 def _changed(asked: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """With the fields of `input` and `output` one by one, all others whole. By another task, or
-    another model, what has the value that was filled in for the old one is filled in anew."""
+    """With the fields of `input` and `output` one by one, all others whole."""
     changed = {**asked, **changes}
     task, model = changed["task"], changed["model"]
-    old = services().catalog[asked["model"]]
     if (task, model) != (asked["task"], asked["model"]):
-        known = input_fields(task) if isinstance(task, str) and task in REQUESTS else asked["input"]
-        filled = filled_in(old, asked["task"])
-        kept = {
-            name: value
-            for name, value in asked["input"].items()
-            if name in known and not (name in filled and filled[name] == value)
-        }
-        new = services().catalog.get(model) if isinstance(model, str) else None
-        kept["extra"] = {
-            name: value
-            for name, value in asked["input"]["extra"].items()
-            if new and name in new.extra
-            if name not in old.extra or value != old.extra[name].default
-        }
-        asked = {**asked, "input": kept}
+        asked = {**asked, "input": _named(asked, task, model)}
     if task != asked["task"]:
         asked["output"] = {"thumbnail": asked["output"]["thumbnail"]}
     for part in ("input", "output"):
         given = changes.get(part, {})
         changed[part] = {**asked[part], **given} if isinstance(given, dict) else given
     return changed
+
+
+def _named(asked: dict[str, Any], task: Any, model: Any) -> dict[str, Any]:
+    """The input that another task or model is asked with: what has the value that was filled in for
+    the old one is filled in anew."""
+    old, given = services().catalog[asked["model"]], asked["input"]
+    new = services().catalog.get(model) if isinstance(model, str) else None
+    known = input_fields(task) if isinstance(task, str) and task in REQUESTS else given
+    filled = filled_in(old, asked["task"])
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name in known and not (name in filled and filled[name] == value)
+    }
+    kept["extra"] = {
+        name: value
+        for name, value in given["extra"].items()
+        if new and name in new.extra
+        if name not in old.extra or value != old.extra[name].default
+    }
+    return kept
 
 
 def _answered(id: str, created: bool) -> BaseResponse:

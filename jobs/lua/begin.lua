@@ -172,11 +172,10 @@ local function without_record(id)
   return true
 end
 
--- A queued job that is to end, by a worker that asks the storage first.
-local function to_settle(id)
-  if not committing(id) then return false end
-  local h = get(id, 'cancel', 'deadline_at', 'crashes')
-  return h[1] or (h[2] and tonumber(h[2]) <= now) or tonumber(h[3]) >= CRASHES
+-- Whether a queued job of these fields is to end, by a worker that asks the storage first.
+local function to_settle(committing, cancel, deadline_at, crashes)
+  local late = deadline_at and tonumber(deadline_at) <= now
+  return committing and (cancel or late or tonumber(crashes) >= CRASHES)
 end
 
 -- Tenants that have jobs here, the one served least recently first.

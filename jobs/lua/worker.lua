@@ -7,11 +7,10 @@ local function has(models, model) return string.find(models, ' ' .. model .. ' '
 local function fitting(ranks, known)
   ranks = tonumber(ranks)
   return function(id)
-    local h = get(id, 'ranks', 'model', 'deadline_at', 'committing', 'cancel', 'crashes')
+    local h = get(id, 'ranks', 'model', 'committing', 'cancel', 'deadline_at', 'crashes')
     if not h[1] then return nil end
-    local late = h[3] and tonumber(h[3]) <= now
-    if h[4] and (h[5] or late or tonumber(h[6]) >= CRASHES) then return true end
-    if late and not h[4] then
+    if to_settle(unpack(h, 3)) then return true end
+    if h[5] and tonumber(h[5]) <= now and not h[3] then
       move(id, 'expired')
       return false
     end
@@ -35,9 +34,9 @@ function step.claim(queue, worker, nonce, lease, ranks, here, there, known)
   for _, row in ipairs(ready_jobs(queue, fitting(ranks, known))) do
     local others = before and (row.tenant ~= before.tenant or row.rank ~= before.rank)
     if first and (here == '' or others) then break end
-    local h = get(row.id, 'model', 'ready_at')
+    local h = get(row.id, 'model', 'ready_at', 'committing', 'cancel', 'deadline_at', 'crashes')
     local waited = now - tonumber(h[2])
-    if has(here, h[1]) or waited > OVERTAKEN or to_settle(row.id) then
+    if has(here, h[1]) or waited > OVERTAKEN or to_settle(unpack(h, 3)) then
       first = row.id
       break
     elseif not first and (waited > LEFT or not has(there, h[1])) then
