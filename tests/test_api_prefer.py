@@ -64,7 +64,7 @@ def test_where_no_place_is_left_a_wait_is_answered_at_once(
             began = time.monotonic()
             made: Any = client.post("/v1/jobs", json=asked, headers=prefer)
             read: Any = client.get(f"/v1/jobs/{id}", headers=prefer)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
             picture: Any = client.post("/v1/images/generations", json={"prompt": "x"})
         assert stream.status_code == 200
         short = client.get(f"/v1/jobs/{id}", headers={"Prefer": "wait=1"})

@@ -99,7 +99,7 @@ def test_it_waits_as_long_as_it_is_told_to(peer: Peer, client: Client) -> None:
     peer.answers = [problem(503, "broker_unavailable", True, Retry_After="1"), ok(JOB)]
     began = time.monotonic()
     assert client.job("job_1")["id"] == "job_1"
-    assert 1 <= time.monotonic() - began < 3
+    assert 1 <= time.monotonic() - began < 10
 
 
 def test_its_patience_ends(peer: Peer) -> None:
@@ -108,7 +108,7 @@ def test_its_patience_ends(peer: Peer) -> None:
     began = time.monotonic()
     with pytest.raises(ApiError, match="It is broker_unavailable"):
         client.job("job_1")
-    assert 0.2 < time.monotonic() - began < 2 and len(peer.asked) > 2
+    assert 0.2 < time.monotonic() - began < 10 and len(peer.asked) > 2
     peer.answers, peer.asked = [problem(429, "quota_exceeded", True, Retry_After="3000")], []
     with pytest.raises(ApiError, match="quota"):
         client.job("job_1")

@@ -157,7 +157,7 @@ def test_a_running_job_is_canceled_within_two_steps(fleet: RunningFleet) -> None
     answer = fleet.http.post(f"/v1/jobs/{id}/cancel").json()
     assert answer["status"] in ("canceling", "canceled")
     job = fleet.wait(id)
-    assert job["status"] == "canceled" and time.monotonic() - asked < 5
+    assert job["status"] == "canceled" and time.monotonic() - asked < 15
     assert fleet.http.post(f"/v1/jobs/{id}/cancel").json()["status"] == "canceled"
     assert fleet.http.get(f"/v1/jobs/{id}/outputs/0").status_code == 404
     assert fleet.wait(fleet.submit("tiny-image"))["status"] == "succeeded", "the ranks are free"

@@ -60,7 +60,7 @@ def test_kill_nine_of_the_worker_in_mid_job(fleet: RunningFleet, notes: Notes) -
     worker = pid(fleet, "celery")
     family = descendants(worker.pid)
     worker.kill()
-    until(lambda: not alive(family), 15)
+    until(lambda: not alive(family), 60)
     job = fleet.wait(id)
     assert job["status"] == "succeeded" and job["attempt"] == 2
     assert job["attempts"][0]["error"]["code"] == "worker_lost"

@@ -41,7 +41,7 @@ def lost(store: JobStore, ids: list[str]) -> None:
         store.upkeep.reap()
         return {job.state for id in ids if (job := store.get(id))} == {JobState.QUEUED}
 
-    until(queued, 10)
+    until(queued, 60)
 
 
 def test_a_job_has_a_manifest_if_and_only_if_it_succeeded(

@@ -93,7 +93,7 @@ def test_a_receiver_that_is_late_has_not_heard(
         id = canceled(store, catalog, peer)
         began = time.monotonic()
         assert courier.deliver_all() == 1
-        assert time.monotonic() - began < 1.9
+        assert time.monotonic() - began < 5
         (delivery,) = store.outbox.of(id)
     assert delivery.state == "pending" and delivery.last_status is None
     assert delivery.last_error == "The URL did not answer in time."

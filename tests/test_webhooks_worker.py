@@ -98,16 +98,16 @@ def test_a_hint_has_it_told_at_once(
     for name, value in SIGNED.items():
         monkeypatch.setenv(name, value)
     asked = api.create_app().test_client()
-    start(FLEET_REAP_S="10")
+    start(FLEET_REAP_S="60", FLEET_LEASE_S="180")
     with Peer(says(THANKS)) as peer:
         hook = {"url": f"http://127.0.0.2:{peer.port}/"}
         body = {"model": "tiny-image", "input": {"prompt": "x"}, "webhook": hook}
         id = asked.post("/v1/jobs", json=body).get_json()["id"]
         asked.post(f"/v1/jobs/{id}/cancel")
-        told(store, id, timeout_s=4)
+        told(store, id, timeout_s=30)
         (delivery,) = asked.get(f"/v1/jobs/{id}/deliveries").get_json()["data"]
         asked.post(f"/v1/jobs/{id}/deliveries/{delivery['id']}/redeliver")
-        until(lambda: len(peer.requests) == 2, 4)
+        until(lambda: len(peer.requests) == 2, 30)
     assert len({headers["webhook-id"] for headers, _ in heard(peer)}) == 1
 
 

@@ -46,7 +46,7 @@ def group(rank_settings: Settings) -> Iterator[Group]:
     yield group
     family = own_family()
     group.stop()
-    until(lambda: not alive(family), 15)
+    until(lambda: not alive(family), 60)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_an_agent_killed_in_mid_job_leaves_no_orphan_and_is_replaced(bench: Benc
 
     with pytest.raises((RankDied, Interrupted)):  # whichever of its ends is seen first
         bench.run("counts", TOGETHER, on_event, num_inference_steps=100)
-    until(lambda: not alive(family), 15)
+    until(lambda: not alive(family), 60)
     ready(bench.group)
     assert len(bench.run("tiny-image", TOGETHER)) == 1
 
@@ -267,7 +267,7 @@ def test_kill_nine_of_the_worker_leaves_no_orphan(rank_settings: Settings) -> No
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    until(lambda: not alive(family), 15)
+    until(lambda: not alive(family), 60)
 
 
 def test_a_gpu_fault_on_a_lane_of_one_rank_restarts_the_group_too(

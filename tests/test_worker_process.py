@@ -86,7 +86,7 @@ def test_a_worker_that_still_starts_leaves_at_once(start: Start, number: signal.
     until(lambda: "worker.agent" in " ".join(part for p in worker.family() for part in p.cmdline()))
     family = worker.family()
     assert worker.stop(number) == 0
-    until(lambda: not alive(family), 15)
+    until(lambda: not alive(family), 60)
     assert "ready." not in worker.log.read_text(), "it had not started"
 
 
@@ -104,7 +104,7 @@ def test_whoever_has_no_patience_gets_the_job_put_back_and_nothing_left(
         worker.process.send_signal(number)
         time.sleep(0.5)
     assert worker.process.wait(30) == 0
-    until(lambda: not alive(family), 15)
+    until(lambda: not alive(family), 60)
     job = worker.store.get(id)
     assert job is not None and job.state is JobState.QUEUED
     (attempt,) = job.attempts

@@ -221,7 +221,7 @@ def test_the_end_of_a_drain_ends_every_wait(store: JobStore, catalog: Catalog) -
     lease._store = JobStore(f"redis://127.0.0.1:{free_port()}", "away")
     with pytest.raises(Interrupted):
         lease.still_ours()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("where", ["folder", "s3"])

@@ -43,7 +43,7 @@ def test_after_so_many_jobs_and_not_while_another_lane_works(
     with lanes.lane(1, turn, lambda: None):  # a job on one rank
         waiting = threading.Thread(target=recycling.after_job, args=(never,))
         waiting.start()
-        until(lambda: lanes._turn.locked(), 5)
+        until(lambda: lanes._turn.locked(), 30)
         assert rank_pids(group) == before and waiting.is_alive()
     waiting.join(60)
     assert warmed == [rank_pids(group)] and not set(warmed[0]) & set(before)
