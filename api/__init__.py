@@ -30,6 +30,7 @@ from api.keys import Keys
 from api.places import Places
 from api.public import PublicUrl
 from api.services import Services
+from api.sockets import give_up_on_the_stalled
 from jobs.artifacts import ArtifactStorage
 from jobs.catalog import load_catalog
 from jobs.errors import SettingsError
@@ -69,6 +70,7 @@ def create_app() -> Flask:
         metrics.register(app)
         errors.register(app)
         auth.register(app)
+        give_up_on_the_stalled()
         ids.register(app)
         if settings.public_url:
             app.wsgi_app = PublicUrl(app, settings.public_url)  # type: ignore[method-assign]

@@ -57,7 +57,7 @@ def finished_artifact(job: Job, index: int) -> Artifact:
     """Raises: NotFound, NotReady."""
     if job.state is not JobState.SUCCEEDED:
         if job.state.final:
-            raise NotFound(f"Job {job.id} {job.status}: it has no outputs.")
+            raise NotFound(f"Job {job.id} is {job.status}: it has no outputs.")
         raise NotReady(f"Job {job.id} is {job.status}.")
     found = next((a for a in job.artifacts if a.index == index), None)
     if found is None:

@@ -33,7 +33,7 @@ def json_object() -> dict[str, Any]:
     """Raises: as json_body(); InvalidRequest."""
     body = json_body()
     if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object.", Problem("", "type", "no object"))
+        raise InvalidRequest("The body must be a JSON object.", Problem("", "type", "No object."))
     return body
 
 

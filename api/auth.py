@@ -3,11 +3,9 @@
 import contextlib
 import functools
 import ipaddress
-import os
 import socket
-import stat
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
@@ -15,6 +13,7 @@ from flask import Flask, Response, g, request
 from api.keys import Caller, Scope
 from api.links import linked_tenant
 from api.services import services
+from api.sockets import listening
 from jobs.batches import Asker
 from jobs.errors import Forbidden, RateLimited, SettingsError, Unauthorized
 
@@ -31,7 +30,10 @@ def register(app: Flask) -> None:
     """Raises: SettingsError, where anybody beyond this machine could ask without a key."""
     settings = app.extensions["fleet"].settings
     if not settings.api_keys_file and not settings.api_open:
-        for address in _listened_to():
+        for opened in listening():
+            if opened.family == socket.AF_UNIX:
+                continue
+            address = opened.getsockname()[0]
             if not ipaddress.ip_address(address).is_loopback:
                 raise SettingsError(
                     f"Without FLEET_API_KEYS_FILE the API listens on loopback, not on {address}; "
@@ -82,6 +84,8 @@ def _ask() -> None:
         if known is None and (owner := linked_tenant()):
             known = Caller(id="link", tenant=owner, scopes=frozenset({"read"}))
         if known is None:
+            if "signature" in request.args:
+                raise Unauthorized("This link has expired, or is not whole: ask for the job again.")
             raise Unauthorized("Send a key of this fleet as `Authorization: Bearer KEY`.")
         g.caller = known
     need(SCOPES.get(request.endpoint or "") or ("read" if request.method in READS else "write"))
@@ -133,17 +137,3 @@ def _tell_limit(response: Response) -> Response:
         response.headers["RateLimit-Remaining"] = str(max(0, g.left))
         response.headers["RateLimit-Reset"] = str(g.reset_s)
     return response
-
-
-def _listened_to() -> Iterable[str]:
-    """The addresses of the sockets on which this process accepts connections; gunicorn opens them
-    before it makes the application."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that listed them is closed
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as opened:
-                internet = opened.family in (socket.AF_INET, socket.AF_INET6)
-                if internet and opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    address: Any = opened.getsockname()
-                    yield address[0]

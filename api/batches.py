@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flask import Blueprint, Response, jsonify, url_for
@@ -22,6 +22,7 @@ from jobs.request import JobRequest
 blueprint = Blueprint("batches", __name__, url_prefix="/v1/batches")
 
 T = TypeVar("T")
+Place = Callable[[str], str]  # from a pointer into a job to one into the caller's body
 MOST = 1000  # jobs of a batch
 MOST_PATHS, MOST_NAMES = 100, 8  # of a matrix; names of one path
 MOST_PROBLEMS = 20  # then no further job is looked at
@@ -62,12 +63,12 @@ def cancel(id: str) -> Response:
     return jsonify(_answer(_batch(id)))
 
 
-def _jobs(body: Any) -> list[tuple[str, Any]]:
-    """Each job's body, and the pointer to where the caller's own has it."""
+def _jobs(body: Any) -> list[tuple[Place, Any]]:
+    """Each job's body, and where in the caller's own a pointer into it leads."""
     if isinstance(body, dict) and set(body) == {"jobs"} and isinstance(body["jobs"], list):
-        jobs = [(f"/jobs/{index}", job) for index, job in enumerate(body["jobs"])]
+        jobs = [(f"/jobs/{index}".__add__, job) for index, job in enumerate(body["jobs"])]
     elif isinstance(body, dict) and set(body) == {"job", "matrix"}:
-        jobs = [("/job", job) for job in _matrix(body["job"], body["matrix"])]
+        jobs = _matrix(body["job"], body["matrix"])
     else:
         detail = 'Send {"jobs": [...]} or {"job": {...}, "matrix": {"input.seed": [...]}}.'
         raise InvalidRequest(detail, Problem("", "batch", detail))
@@ -81,7 +82,7 @@ def _wrong_count(count: int) -> InvalidRequest:
     return InvalidRequest(detail, Problem("", "batch", detail))
 
 
-def _matrix(job: Any, matrix: Any) -> list[Any]:
+def _matrix(job: Any, matrix: Any) -> list[tuple[Place, Any]]:
     """Every combination of the matrix's values, each at its dotted path in the job."""
     lists = isinstance(matrix, dict) and all(isinstance(v, list) and v for v in matrix.values())
     if not (isinstance(job, dict) and lists and matrix):
@@ -99,12 +100,27 @@ def _matrix(job: Any, matrix: Any) -> list[Any]:
     text = json.dumps(job)
     if len(text) * count > MOST_CHARS:  # each gets a copy
         raise TooLarge("These jobs are too large together: send fewer at once.")
-    combinations = itertools.product(*matrix.values())
-    return [_changed(json.loads(text), zip(matrix, values, strict=True)) for values in combinations]
+    combinations = itertools.product(*(enumerate(values) for values in matrix.values()))
+    chosen = [dict(zip(matrix, values, strict=True)) for values in combinations]
+    return [(_place(each), _changed(json.loads(text), each)) for each in chosen]
 
 
-def _changed(job: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    for path, value in values:
+def _place(chosen: dict[str, tuple[int, Any]]) -> Place:
+    """chosen: by path, the value's index in the matrix, and the value."""
+
+    def place(pointer: str) -> str:
+        for path, (index, _value) in chosen.items():
+            path = path.replace("~", "~0").replace("/", "~1")
+            inner = f"/{path.replace('.', '/')}"
+            if f"{pointer}/".startswith(f"{inner}/"):
+                return f"/matrix/{path}/{index}{pointer.removeprefix(inner)}"
+        return f"/job{pointer}"
+
+    return place
+
+
+def _changed(job: dict[str, Any], chosen: dict[str, tuple[int, Any]]) -> dict[str, Any]:
+    for path, (_index, value) in chosen.items():
         *parents, last = path.split(".")
         place = job
         for name in parents:
@@ -116,7 +132,7 @@ def _changed(job: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str
     return job
 
 
-def _all_parsed(jobs: list[tuple[str, Any]]) -> list[tuple[JobRequest, list[str]]]:
+def _all_parsed(jobs: list[tuple[Place, Any]]) -> list[tuple[JobRequest, list[str]]]:
     """Raises: InvalidRequest with the problems of the jobs, the first ones; what these have in
     common, if it is of one kind, such as NotReady."""
     inputs = Inputs()
@@ -131,17 +147,17 @@ def _all_parsed(jobs: list[tuple[str, Any]]) -> list[tuple[JobRequest, list[str]
     return _each(jobs, parsed)
 
 
-def _each(jobs: list[tuple[str, Any]], read: Callable[[Any], T]) -> list[T]:
+def _each(jobs: list[tuple[Place, Any]], read: Callable[[Any], T]) -> list[T]:
     done, problems, kinds = [], [], set()
     about: dict[str, Any] = {}
-    for pointer, body in jobs:
+    for place, body in jobs:
         try:
             done.append(read(body))
         except TooLarge:
             raise
         except RequestError as error:
             known = error.problems or (Problem("", error.code, str(error)),)
-            problems += [Problem(pointer + p.pointer, p.code, p.detail) for p in known]
+            problems += [Problem(place(p.pointer), p.code, p.detail) for p in known]
             kinds.add(type(error))
             about = {"retry_after_s": error.retry_after_s, "limit": error.limit}
             if len(problems) >= MOST_PROBLEMS:

@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from gunicorn.http.errors import NoMoreData, ParseException
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from jobs.errors import (
     NoResult,
@@ -34,6 +35,8 @@ def register(app: Flask) -> None:
     app.register_error_handler(StoreUnavailable, _away)
     app.register_error_handler(StorageUnavailable, _away)
     app.register_error_handler(RequestEntityTooLarge, _too_large)
+    for kind in (ParseException, NoMoreData, BlockingIOError):
+        app.register_error_handler(kind, _unreadable)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(Exception, _internal)
 
@@ -120,6 +123,12 @@ def _too_large(error: RequestEntityTooLarge) -> Response:
     while left > 0 and time.monotonic() < until and (data := stream.read(min(left, 2**16))):
         left -= len(data)
     return _http(error)
+
+
+def _unreadable(error: Exception) -> Response:
+    """A body that breaks off, stalls (see sockets.py) or is not in the chunks that it says."""
+    broken_off = isinstance(error, OSError)
+    return _http(BadRequest("The body breaks off." if broken_off else f"The body is none: {error}"))
 
 
 def _http(error: HTTPException) -> Response:

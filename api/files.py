@@ -28,11 +28,13 @@ def served(job: Job, index: int, small: bool = False, here: bool = False) -> Res
         about = {"Content-Length": str(artifact.bytes)}
         return Response(storage.stream(key), mimetype=content_type, headers=about)
     if path is None:
-        link = storage.link(key)
+        link = storage.link(key, "HEAD" if request.method == "HEAD" else "GET")
         assert link is not None, "a storage without links is a folder"
         return redirect(link[0], 302)
-    if not request.headers.get("Range", "bytes=").startswith("bytes="):
-        request.environ.pop("HTTP_RANGE")  # a unit that nobody knows is no range: RFC 9110, 14.2
+    said = request.headers.get("Range", "bytes=")
+    if not said.startswith("bytes=") or "," in said:
+        # A unit that nobody knows is no range, and several may be read over: RFC 9110, 14.2.
+        request.environ.pop("HTTP_RANGE")
     try:
         return send_file(path, content_type, conditional=True, etag=etag)
     except FileNotFoundError:

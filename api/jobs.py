@@ -41,7 +41,6 @@ from jobs.request import (
     REQUESTS,
     ImageOutput,
     JobRequest,
-    Parallel,
     apart,
     filled_in,
     input_fields,
@@ -92,9 +91,8 @@ def _dry(asked: JobRequest, warnings: list[str]) -> BaseResponse:
     """What would be recorded, and what it could expect; nothing is."""
     check_width(asked)
     check_webhook(asked)
-    width = asked.parallel.width if isinstance(asked.parallel, Parallel) else 1
     about = {"object": "dry_run", **apart(asked.model_dump(mode="json"))[0]}
-    return jsonify({**about, "warnings": warnings, **estimate(asked.model, width, asked.priority)})
+    return jsonify({**about, "warnings": warnings, **estimate(asked)})
 
 
 @blueprint.post("/<id>/retry")

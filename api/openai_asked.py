@@ -99,9 +99,12 @@ def named_as_theirs(**more: str) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        error.problems = tuple(
-            Problem(_theirs(p.pointer, PARAMS | more), p.code, p.detail) for p in error.problems
-        )
+        said, problems = str(error), []
+        for p in error.problems:
+            pointer = _theirs(p.pointer, PARAMS | more)
+            said = said.replace(f"{p.pointer}: ", f"{pointer[1:]}: ")
+            problems.append(Problem(pointer, p.code, p.detail))
+        error.args, error.problems = (said,), tuple(problems)
         raise
 
 
@@ -136,6 +139,8 @@ def body_of(
             raise _wrong("size", "Write it as WIDTHxHEIGHT, such as 1024x1024.")
         body["input"].update(width=int(sides[1]), height=int(sides[2]))
     if (seconds := said.fields.get("seconds")) is not None:
+        if "num_frames" in said.fields:
+            raise _wrong("num_frames", "Send it or seconds, not both.")
         body["input"]["num_frames"] = _frames(str(seconds), body["input"], spec)
     return body
 
@@ -240,7 +245,7 @@ def _unknown(name: str) -> InvalidRequest:
 
 
 def _wrong(name: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(detail, Problem(f"/{name}", "invalid", detail))
+    return InvalidRequest(f"{name}: {detail}", Problem(f"/{name}", "invalid", detail))
 
 
 def wait_s() -> float:

@@ -19,7 +19,7 @@ from jobs.catalog import Task
 from jobs.errors import InvalidRequest, NotFound, Problem, VideoNotReady
 from jobs.parse import parse_request
 from jobs.record import Job, JobState
-from jobs.request import VideoInput, stored_request
+from jobs.request import MOST_METADATA, VideoInput, stored_request
 
 blueprint = Blueprint("openai_videos", __name__, url_prefix="/v1/videos")
 
@@ -112,7 +112,8 @@ def remix(id: str) -> Response:
         raise InvalidRequest(detail, Problem("/prompt", "invalid", detail))
     before = services().store.request(job)
     body = {**before, "input": {**before["input"], "prompt": prompt}}
-    body["metadata"] = {**body.get("metadata", {}), REMIXED: id}
+    if len(before["metadata"]) < MOST_METADATA:
+        body["metadata"] = {**before["metadata"], REMIXED: id}
     with named_as_theirs():
         wanted, warnings = parse_request(body, services().catalog)
     return _answer(known_job(once(said, lambda id: submit(wanted, warnings, id=id)[0])))

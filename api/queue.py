@@ -10,6 +10,7 @@ from api.auth import admin, tenant
 from api.services import services
 from jobs.errors import NotFound
 from jobs.queue import GPU_QUEUE
+from jobs.request import JobRequest, Parallel, work
 from jobs.workers import takes_jobs
 
 blueprint = Blueprint("queue", __name__, url_prefix="/v1")
@@ -55,11 +56,13 @@ def _known(name: str) -> str:
     return name
 
 
-def estimate(model: str, width: int, priority: str) -> dict[str, Any]:
+def estimate(asked: JobRequest) -> dict[str, Any]:
     """What a job that came now could expect. fits: None where no worker has the model in memory,
     and so nobody here knows."""
+    model = asked.model
+    width = asked.parallel.width if isinstance(asked.parallel, Parallel) else 1
     workers = services().store.workers.alive().values()
-    place = services().store.queues.place(GPU_QUEUE, tenant(), priority)
+    place = services().store.queues.place(GPU_QUEUE, tenant(), asked.priority)
     able = [w for w in workers if model in w["models"] and w["size"] >= width]
     ready = list(filter(takes_jobs, able))
     at_once = not place.position and not place.paused and any(w.get("idle") for w in ready)
@@ -69,7 +72,7 @@ def estimate(model: str, width: int, priority: str) -> dict[str, Any]:
         "workers_ready": len(ready),
         "position": place.position,
         "estimated_wait_s": 0.0 if at_once else place.eta_s,
-        "estimated_run_s": services().store.queues.typical_s(GPU_QUEUE, model),
+        "estimated_run_s": services().store.queues.typical_s(GPU_QUEUE, model, work(asked)),
     }
 
 

@@ -186,7 +186,7 @@ ROUTES: dict[str, Route] = {
     "openai_videos.create": Route(
         "OpenAI",
         {200: _json("Video")},
-        (404, *OF_BODY),
+        _MADE,
         headers=_THEIRS,
         body=_any("VideoRequest", "VideoForm"),
     ),
@@ -201,7 +201,7 @@ ROUTES: dict[str, Route] = {
     "openai_videos.remix": Route(
         "OpenAI",
         {200: _json("Video")},
-        (404, *OF_BODY),
+        (404, 410, *OF_BODY),
         headers=_THEIRS,
         body=_any("Remix"),
         example={"prompt": "a blue circle moving left"},

@@ -50,7 +50,7 @@ def lora(said: str) -> dict[str, Any]:
 
 def put(body: dict[str, Any], setting: str) -> None:
     """KEY=VALUE into input, or for a field beside input, or with a dot (parallel.ulysses=2)."""
-    path, equals, text = setting.partition("=")
+    path, equals, text = setting.removeprefix("input.").partition("=")
     if not equals:
         raise click.UsageError(f"--set {setting}: write KEY=VALUE")
     try:

@@ -4,12 +4,13 @@ A key is shown once; the file has its SHA-256.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,13 +28,25 @@ LIMITS = ("per_minute", "active_jobs", "gpu_seconds_per_day")
     "--file",
     type=Path,
     envvar="FLEET_API_KEYS_FILE",
-    required=True,
     help="Where the API reads them: FLEET_API_KEYS_FILE.",
 )
 @click.pass_context
-def keys(ctx: click.Context, file: Path) -> None:
+def keys(ctx: click.Context, file: Path | None) -> None:
     """The keys of the API: whose they are, what they may, and how much."""
     ctx.obj = file
+
+
+def of_file(command: Callable[..., None]) -> Callable[..., None]:
+    """Not the group's own affair: it would ask for the file before it shows a command's help."""
+
+    @click.pass_obj
+    @functools.wraps(command)
+    def run(file: Path | None, /, **words: Any) -> None:
+        if file is None:
+            raise click.UsageError("Missing option '--file', or FLEET_API_KEYS_FILE.")
+        command(file, **words)
+
+    return run
 
 
 @keys.command()
@@ -42,7 +55,7 @@ def keys(ctx: click.Context, file: Path) -> None:
 @click.option("--per-minute", type=click.IntRange(1), help="Requests of the tenant.")
 @click.option("--active-jobs", type=click.IntRange(1), help="Jobs of the tenant that are not over.")
 @click.option("--gpu-seconds-per-day", type=click.FloatRange(0, min_open=True))
-@click.pass_obj
+@of_file
 def create(file: Path, /, tenant: str, scopes: tuple[str, ...], **limits: float | None) -> None:
     """Print a new key, this once."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", tenant):
@@ -62,7 +75,7 @@ def create(file: Path, /, tenant: str, scopes: tuple[str, ...], **limits: float 
 
 
 @keys.command("list")
-@click.pass_obj
+@of_file
 def show(file: Path) -> None:
     """A line each, without the keys themselves."""
     if not file.exists():
@@ -75,7 +88,7 @@ def show(file: Path) -> None:
 
 @keys.command()
 @click.argument("id")
-@click.pass_obj
+@of_file
 def revoke(file: Path, id: str) -> None:
     """The API takes it no more, from its next request on."""
     with _changed(file) as lines:

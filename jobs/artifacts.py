@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -148,11 +148,11 @@ class ArtifactStorage:
         return self._folder / key if self._folder else None
 
     @_away
-    def link(self, key: str) -> tuple[str, int] | None:
+    def link(self, key: str, method: Literal["GET", "HEAD"] = "GET") -> tuple[str, int] | None:
         """A signed URL for any HTTP client, and its life in seconds; None for a folder."""
         if self._folder:
             return None
-        url = obstore.sign(self._links, "GET", key, timedelta(seconds=self._link_s))
+        url = obstore.sign(self._links, method, key, timedelta(seconds=self._link_s))
         return url, self._link_s
 
     @_away

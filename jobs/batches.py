@@ -10,13 +10,15 @@ from jobs.connection import away
 from jobs.errors import (
     ConcurrencyLimited,
     FleetError,
+    InvalidRequest,
     KeyReused,
+    Problem,
     QueueFull,
     QuotaExceeded,
     StoreFull,
 )
 from jobs.record import PRIORITIES, JobState
-from jobs.request import JobRequest, Parallel, apart
+from jobs.request import JobRequest, Parallel, apart, work
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def row(
     webhook = request.webhook.model_dump_json() if request.webhook else ""
     standing = [queue, PRIORITIES[request.priority], asker.tenant]
     kept = json.dumps(pictures) if pictures else ""
-    return [id, json.dumps(asked), *standing, *about, asker.key, webhook, kept]
+    return [id, json.dumps(asked), *standing, *about, asker.key, webhook, kept, work(request)]
 
 
 def refusal(code: int, about: Any, more: list[Any], asker: Asker) -> FleetError:
@@ -58,6 +60,9 @@ def refusal(code: int, about: Any, more: list[Any], asker: Asker) -> FleetError:
     if code == -4:
         detail = f"{about} jobs of {asker.active_jobs} are not over yet."
         return ConcurrencyLimited(detail, limit=asker.active_jobs)
+    if code == -6:
+        detail = f"{about} jobs are more than may be here at once, {more[0]}."
+        return InvalidRequest(detail, Problem("", "batch", detail))
     if code == -5:
         detail = f"Today's {asker.gpu_seconds:g} GPU seconds are used."
         return QuotaExceeded(detail, retry_after_s=int(about), limit=asker.gpu_seconds)

@@ -15,6 +15,12 @@ from jobs.errors import InvalidRequest, ModelNotFound, Problem, UnsupportedTask
 from jobs.images import picture
 from jobs.request import REQUESTS, JobRequest, Parallel, defaults
 
+# What pydantic says of its own classes, and of patterns, callers know nothing of.
+_SAID = {
+    "model_type": "Input should be an object",
+    "model_attributes_type": "Input should be an object",
+    "string_pattern_mismatch": "Send a URL, a data URL, an upload or another job's output",
+}
 MOST_FIELDS = 100  # of an object: each unknown one costs an error, and a look for what was meant
 
 
@@ -24,7 +30,7 @@ def parse_request(body: Any, catalog: Catalog) -> tuple[JobRequest, list[str]]:
     Raises: InvalidRequest, ModelNotFound or UnsupportedTask, with a pointer for each problem.
     """
     if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object.", Problem("", "type", "no object"))
+        raise InvalidRequest("The body must be a JSON object.", Problem("", "type", "No object."))
     _refuse_crowds(body)
     spec = _model(body, catalog)
     task = _task(body, spec)
@@ -118,7 +124,7 @@ def _problem(error: Any, body: Any, kind: type[BaseModel], pointer: str = "") ->
         pointer += f"/{_escape(part)}"
         here = here[part] if inside else None
         model = _inner(model, part)
-    return Problem(pointer, error["type"], error["msg"] + ".")
+    return Problem(pointer, error["type"], _SAID.get(error["type"], error["msg"]) + ".")
 
 
 def _inner(model: Any, field: Any) -> Any:
@@ -135,8 +141,11 @@ def _escape(part: Any) -> str:
 
 
 def _refusal(problems: list[Problem]) -> InvalidRequest:
-    # A misspelt field first: what else is wrong often follows from it.
-    unique = sorted(dict.fromkeys(problems), key=lambda p: p.code != "unknown_field")
+    # A misspelt field first: what else is wrong often follows from it. What may be this or that,
+    # and is a wrong this, is not told that it is no that.
+    wrong = {p.pointer for p in problems if not p.code.endswith("_type")}
+    told = (p for p in problems if p.pointer not in wrong or not p.code.endswith("_type"))
+    unique = sorted(dict.fromkeys(told), key=lambda p: p.code != "unknown_field")
     return InvalidRequest(" ".join(f"{p.pointer}: {p.detail}" for p in unique[:3]), *unique[:20])
 
 
@@ -157,12 +166,11 @@ def _beyond_limits(spec: ModelSpec, request: JobRequest) -> list[Problem]:
     if asked.width * asked.height > limits.max_pixels:
         size = f"{asked.width}x{asked.height}"
         refuse("width", f"{size} is more than the model's {limits.max_pixels} pixels.")
-    if (asked.frames - 1) % limits.frames_step or asked.frames > limits.max_frames:
-        refuse(
-            "num_frames",
-            f"{asked.frames} frames are not 1 + a multiple of {limits.frames_step}, "
-            f"at most {limits.max_frames}.",
-        )
+    if asked.frames > limits.max_frames:
+        refuse("num_frames", f"{asked.frames} frames; at most {limits.max_frames}.")
+    elif (asked.frames - 1) % limits.frames_step:
+        step = limits.frames_step
+        refuse("num_frames", f"{asked.frames} frames are not 1 + a multiple of {step}.")
     if asked.num_inference_steps > limits.max_steps:
         refuse("num_inference_steps", f"At most {limits.max_steps} steps.")
     prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt

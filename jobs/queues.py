@@ -57,10 +57,10 @@ class Queues:
         return Queue(queue, waiting, running, oldest, _median(ran), bool(paused))
 
     @away
-    def typical_s(self, queue: str, model: str) -> float | None:
-        """That the last jobs of the model ran, median."""
-        ran = self._redis.lrange(f"{self._prefix}:ran:{queue}:{model}", 0, -1)
-        return _median(ran)
+    def typical_s(self, queue: str, model: str, work: int) -> float | None:
+        """That so much work would run, by the median pace of the model's last jobs."""
+        pace = _median(self._redis.lrange(f"{self._prefix}:pace:{queue}:{model}", 0, -1))
+        return None if pace is None else round(pace * work, 3)
 
     @away
     def place(

@@ -37,7 +37,8 @@ Picture = Annotated[
         }
     ),
 ]
-Metadata = Annotated[dict[str, str | int | float | bool | None], Field(max_length=50)]
+MOST_METADATA = 50
+Metadata = Annotated[dict[str, str | int | float | bool | None], Field(max_length=MOST_METADATA)]
 
 
 class _Part(BaseModel):
@@ -274,6 +275,13 @@ def items(request: JobRequest) -> list[Item]:
     prompts = [prompt] if isinstance(prompt, str) else prompt
     repeated = [text for text in prompts for _ in range(request.input.n)]
     return [Item(i, text, request.input.seed + i) for i, text in enumerate(repeated)]
+
+
+def work(request: JobRequest) -> int:
+    """What the time that it takes grows with."""
+    asked = request.input
+    prompts = 1 if isinstance(asked.prompt, str) else len(asked.prompt)
+    return prompts * asked.n * asked.num_inference_steps * asked.pixels * asked.frames
 
 
 def alone(request: JobRequest, item: Item) -> dict[str, Any]:

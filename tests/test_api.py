@@ -8,7 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from flask.testing import FlaskClient
 
+from api.sockets import give_up_on_the_stalled
 from tests.conftest import RunningFleet
 
 
@@ -200,6 +202,47 @@ def test_health(api: httpx.Client) -> None:
     assert ready.json()["checks"] == {"redis": "ok", "storage": "ok"}
     assert len(ready.json()["workers"]) == 1
     assert api.get("/version").json()["version"]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/uploads"])
+def test_a_body_that_is_not_what_it_says_is_a_bad_request(
+    file_fleet: RunningFleet, path: str
+) -> None:
+    kind = "application/json" if path == "/v1/jobs" else "multipart/form-data; boundary=x"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    for body in ("zz\r\n", "5\r\nabcdefgh\r\n"):
+        with socket.create_connection(("127.0.0.1", file_fleet.port), 30) as connection:
+            chunked = "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+            connection.sendall((head + chunked + body).encode())
+            answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        assert answer.startswith("HTTP/1.1 400 ") and "The body is none" in answer
+
+
+@pytest.mark.parametrize("length", [{"CONTENT_LENGTH": "9"}, {"wsgi.input_terminated": True}])
+def test_a_body_that_stalls_is_given_up(client: FlaskClient, length: dict[str, Any]) -> None:
+    class Stalled:
+        def read(self, *_: int) -> bytes:
+            raise BlockingIOError
+
+    about = {"wsgi.input": Stalled(), **length}
+    kind = "application/json"
+    answer: Any = client.post("/v1/jobs", content_type=kind, environ_overrides=about)
+    assert answer.status_code == 400 and answer.json["code"] == "bad_request"
+
+
+def test_who_says_nothing_more_is_not_listened_to_for_ever() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        give_up_on_the_stalled(0.2)
+        try:
+            with socket.create_connection(server.getsockname()) as there:
+                accepted, _ = server.accept()
+                with accepted:
+                    there.sendall(b"GET /")
+                    assert accepted.recv(9) == b"GET /"
+                    with pytest.raises(BlockingIOError):
+                        accepted.recv(9)
+        finally:
+            give_up_on_the_stalled(0)  # other tests' listeners
 
 
 def test_a_client_that_sends_half_a_request_harms_nobody(file_fleet: RunningFleet) -> None:

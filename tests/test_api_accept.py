@@ -109,3 +109,5 @@ def test_the_bytes_come_from_a_storage_that_signs_too(
     assert int(answer.headers["Content-Length"]) == len(data)
     led = s3_client.get(f"/v1/jobs/{id}/outputs/0")
     assert led.status_code == 302 and httpx.get(led.headers["Location"]).content == data
+    asked = httpx.head(s3_client.head(f"/v1/jobs/{id}/outputs/0").headers["Location"])
+    assert asked.status_code == 200 and int(asked.headers["Content-Length"]) == len(data)

@@ -91,6 +91,28 @@ def test_a_job_that_is_nested_deeply_is_refused(client: FlaskClient) -> None:
     assert answer.status_code == 422, answer.json
 
 
+@pytest.mark.parametrize(
+    "matrix,pointer",
+    [
+        ({"model": ["tiny-image", "nope"]}, "/matrix/model/1"),
+        ({"input.width": [64], "input.sed": [1]}, "/matrix/input.sed/0"),
+        ({"input.width": [64, -1], "priority": ["low", "high"]}, "/matrix/input.width/1"),
+        ({"metadata": [{"a": "x"}, {"a": []}]}, "/matrix/metadata/1/a"),
+        ({"input.negative_prompt": [1]}, "/matrix/input.negative_prompt/0"),
+        ({"a~/b": [1]}, "/matrix/a~0~1b/0"),
+        ({"input.seed": [1]}, "/job/input/hight"),
+    ],
+)
+def test_a_problem_is_where_the_caller_has_written_it(
+    client: FlaskClient, matrix: Any, pointer: str
+) -> None:
+    wrong = {"hight": 1} if pointer.startswith("/job/") else {}
+    asked = {**JOB, "input": {**JOB["input"], **wrong}}
+    answer = post(client, {"job": asked, "matrix": matrix})
+    assert answer.status_code in (404, 422)
+    assert {problem["pointer"] for problem in answer.json["errors"]} == {pointer}
+
+
 def test_problems_enough_and_no_further_job_is_looked_at(client: FlaskClient) -> None:
     answer = post(client, {"job": {}, "matrix": {"input.seed": list(range(1000))}})
     assert answer.status_code == 422
@@ -118,10 +140,11 @@ def test_a_batch_that_is_sent_twice_is_one(client: FlaskClient) -> None:
 
 def test_no_room_for_all_is_no_room_for_any(client: FlaskClient) -> None:
     client.application.extensions["fleet"].store._limits = {"queued": 3, "queued_of_tenant": 3}
-    answer = post(client, {"jobs": [JOB] * 4})
+    assert post(client, {"jobs": [JOB] * 2}).status_code == 202
+    answer = post(client, {"jobs": [JOB] * 2})
     assert answer.status_code == 429 and answer.json["code"] == "queue_full"
-    assert listed(client) == 0
-    assert post(client, {"jobs": [JOB] * 3}).status_code == 202
+    assert listed(client) == 2
+    assert post(client, {"jobs": [JOB]}).status_code == 202
 
 
 def test_pages_of_a_batch_and_its_cancel_and_end(client: FlaskClient, store: JobStore) -> None:

@@ -43,6 +43,14 @@ def told(answer: TestResponse, code: str, limit: int, most_s: int = 2) -> None:
     assert 1 <= int(headers["Retry-After"]) <= most_s
 
 
+def never(answer: TestResponse, jobs: int, most: int) -> None:
+    """Who came again would be refused again."""
+    problem: Any = answer.json
+    assert (answer.status_code, problem["code"]) == (422, "invalid_request")
+    assert f"{jobs} jobs are more than may be here at once, {most}" in problem["detail"]
+    assert not problem["retryable"] and "Retry-After" not in answer.headers
+
+
 @pytest.mark.parametrize("minute", [(), ("--per-minute", "1000")])
 def test_of_jobs_that_wait(made: Made, minute: tuple[str, ...]) -> None:
     asks = made(*minute, FLEET_MAX_QUEUED_PER_TENANT="1", FLEET_MAX_QUEUED="7")
@@ -50,13 +58,14 @@ def test_of_jobs_that_wait(made: Made, minute: tuple[str, ...]) -> None:
     assert first.status_code == 202
     assert first.headers.get("RateLimit-Limit") == ("1000" if minute else None)
     told(asks.post("/v1/jobs", json=JOB), "queue_full", 1)
-    told(asks.post("/v1/batches", json={"jobs": [JOB] * 8}), "queue_full", 7)
+    told(asks.post("/v1/batches", json={"jobs": [JOB]}), "queue_full", 1)
+    never(asks.post("/v1/batches", json={"jobs": [JOB] * 2}), 2, 1)
 
 
 @pytest.mark.parametrize("minute", [(), ("--per-minute", "1000")])
 def test_of_jobs_at_once(made: Made, minute: tuple[str, ...]) -> None:
     asks = made(*minute, "--active-jobs", "2")
-    told(asks.post("/v1/batches", json={"jobs": [JOB] * 3}), "concurrency_limited", 2)
+    never(asks.post("/v1/batches", json={"jobs": [JOB] * 3}), 3, 2)
 
 
 def test_of_the_days_gpu_seconds(made: Made, store: JobStore) -> None:

@@ -62,6 +62,8 @@ def test_a_link_opens_its_output_for_whoever_has_it(
     assert part.status_code == 206 and part.data == picture[:10]
     odd = client.get(link, headers={"Range": "pages=1-2"}, buffered=True)
     assert odd.status_code == 200 and odd.data == picture, "no unit of ours: no range"
+    several = client.get(link, headers={"Range": "bytes=0-0,-1"}, buffered=True)
+    assert several.status_code == 200 and several.data == picture
     other = api.create_app().test_client()  # another process of the same API
     assert other.get(link, headers={"Authorization": "Basic eDp5"}, buffered=True).data == picture
     small = client.get(f"{link}&variant=thumbnail", buffered=True)
@@ -77,6 +79,7 @@ def test_a_link_opens_nothing_else(
     other, _ = drawn(client, key, store, tmp_path)
     here, _, query = place(job["outputs"][0]["download_url"]).partition("?")
     fields = {name: values[0] for name, values in parse_qs(query).items()}
+    assert "has expired" in client.get(f"{here}?expires=1&signature=x").json["detail"]  # type: ignore[index]
     later, mac = int(fields["expires"]) + 1, fields["signature"]
     forged = mac[:-1] + ("0" if mac[-1] != "0" else "1")
     for path in (

@@ -100,6 +100,29 @@ def test_a_form_has_values_within_values(theirs: OpenAI, store: JobStore) -> Non
     assert error.value.param == "loras"
 
 
+def test_what_is_wrong_is_said_in_their_words(theirs: OpenAI) -> None:
+    for asked, said in (
+        ({"seconds": "90"}, "seconds: 721 frames; at most"),
+        ({"seconds": "x"}, "seconds: A number above 0."),
+        ({"size": "60x64"}, "size: A width of 60"),
+        ({"prompt": ""}, "prompt: String should have at least 1 character."),
+        ({"extra_body": {"seconds": "1", "num_frames": 9}}, "num_frames: Send it or seconds"),
+    ):
+        with pytest.raises(openai.UnprocessableEntityError, match=said) as error:
+            theirs.videos.create(**{**VIDEO, **asked})
+        assert "/input" not in str(error.value) and "valid list" not in str(error.value)
+
+
+def test_a_remix_of_a_video_with_all_the_metadata_that_may_be(
+    theirs: OpenAI, client: FlaskClient, store: JobStore, catalog: Catalog
+) -> None:
+    for count, noted in ((49, True), (50, False)):
+        body = {"model": "tiny-video", "input": {"prompt": "x"}}
+        id = store.submit(ask(catalog, **body, metadata={str(n): n for n in range(count)}))[0]
+        again = theirs.videos.remix(id, prompt="y")
+        assert again.remixed_from_video_id == (id if noted else None)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

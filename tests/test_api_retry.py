@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from flask.testing import FlaskClient
 
 from jobs.batches import Asker
@@ -155,7 +156,10 @@ def test_a_dry_run_knows_how_long_the_last_ones_took(file_fleet: RunningFleet) -
     body = {"model": "counts", "input": {"prompt": "x"}}
     file_fleet.wait(file_fleet.client.submit(body)["id"])
     said = file_fleet.client.call("POST", "/v1/jobs?dry_run=true", json=body)
-    assert said["fits"] and 0 < said["estimated_run_s"] < 60
+    assert said["fits"] and 0 < (run_s := said["estimated_run_s"]) < 60
+    body["input"] |= {"n": 2, "num_inference_steps": 20, "prompt": ["x", "y"]}
+    more = file_fleet.client.call("POST", "/v1/jobs?dry_run=true", json=body)
+    assert more["estimated_run_s"] == pytest.approx(8 * run_s, rel=0.05), "of 10 steps"
 
 
 def test_many_jobs_of_one_tenant_hold_up_another_by_one(

@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from cli.body import put
+from cli.main import fleet as commands
 from cli.servers import free_port
 from tests.conftest import ROOT, RunningFleet, alive, descendants, until
 
@@ -219,3 +223,23 @@ def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(
         starting.kill()
         starting.wait()
     until(lambda: not alive(family), 60)
+
+
+def test_keys_say_what_they_take_without_a_file(tmp_path: Path) -> None:
+    asked = CliRunner(env={"FLEET_API_KEYS_FILE": ""})
+    told = asked.invoke(commands, ["keys", "create", "--help"])
+    assert told.exit_code == 0 and "--active-jobs" in told.output
+    for words in (["create", "--tenant", "a"], ["list"], ["revoke", "key_1"]):
+        refused = asked.invoke(commands, ["keys", *words])
+        assert refused.exit_code == 2 and "--file" in refused.output
+
+
+def test_a_setting_is_of_the_input_unless_it_is_beside_it() -> None:
+    said: dict[str, Any] = {"input": {}}
+    for setting in ("seed=1", "input.n=2", "parallel.data=2", "extra.a=x", "priority=low"):
+        put(said, setting)
+    assert said == {
+        "input": {"seed": 1, "n": 2, "extra": {"a": "x"}},
+        "parallel": {"data": 2},
+        "priority": "low",
+    }

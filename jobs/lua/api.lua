@@ -12,6 +12,8 @@ end
 -- Why n more jobs can't be recorded, as submit answers it. limits: JSON, see store.py.
 local function no_room(queue, tenant, n, limits)
   limits = cjson.decode(limits)
+  local most = math.min(limits.queued, limits.queued_of_tenant, limits.active or n)
+  if n > most then return {-6, n, most} end
   local waiting = redis.call('ZCARD', P .. 'queued:' .. queue)
   if waiting + n > limits.queued then return {-2, waiting, limits.queued} end
   waiting = redis.call('ZCARD', P .. 'jobs:' .. tenant .. ':queued')
@@ -23,13 +25,13 @@ local function no_room(queue, tenant, n, limits)
   if limits.gpu_s and used >= limits.gpu_s then return {-5, math.ceil(86400 - now % 86400)} end
 end
 
--- id request queue priority tenant model task ranks deadline_s warnings api_key webhook pictures key body
--- retry_of limits; webhook, pictures: JSON, '' for none
+-- id request queue priority tenant model task ranks deadline_s warnings api_key webhook pictures work key
+-- body retry_of limits; webhook, pictures: JSON, '' for none
 -- -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used otherwise
 -- | {-2, n, most} so many jobs wait already, in all or of this tenant | {-3, ''} no memory is left
--- | {-4, n} so many of this tenant are not over | {-5, s} it has used its GPU seconds, for s more
+-- | {-6, n, most} so many are never taken at once | {-4, n} so many of this tenant are not over | {-5, s} it has used its GPU seconds, for s more
 function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, api_key,
-    webhook, pictures, key, body, retry_of, limits)
+    webhook, pictures, work, key, body, retry_of, limits)
   if redis.call('EXISTS', job(id)) == 1 then return {1, id} end  -- sent twice, the answer was lost
   local idem = P .. 'idem:' .. tenant .. ':' .. key
   if key ~= '' then
@@ -47,7 +49,8 @@ function step.submit(id, request, queue, priority, tenant, model, task, ranks, d
   end
   redis.call('HSET', job(id), 'id', id, 'state', 'queued', 'seq', 0, 'queue', queue,
     'priority', priority, 'tenant', tenant, 'model', model, 'task', task, 'ranks', ranks,
-    'request', request, 'warnings', warnings, 'api_key', api_key, 'created_at', time(now), 'fence', 0, 'crashes', 0)
+    'request', request, 'warnings', warnings, 'api_key', api_key, 'created_at', time(now), 'fence', 0, 'crashes', 0,
+    'work', work)
   if pictures ~= '' then redis.call('SET', P .. 'pictures:' .. id, pictures) end
   if webhook ~= '' then redis.call('HSET', job(id), 'webhook', webhook) end
   if retry_of ~= '' then

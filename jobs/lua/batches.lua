@@ -1,7 +1,7 @@
 -- Many jobs in one step: all of them, or none.
 
 -- batch tenant queue key body limits rows: JSON, of each job what submit takes up to
--- `pictures` -> as submit
+-- `work` -> as submit
 function step.submit_all(batch, tenant, queue, key, body, limits, rows)
   if redis.call('EXISTS', P .. 'batch:' .. batch) == 1 then return {1, batch} end  -- sent twice
   local idem = P .. 'idem-batch:' .. tenant .. ':' .. key
@@ -21,7 +21,7 @@ function step.submit_all(batch, tenant, queue, key, body, limits, rows)
   redis.call('HSET', P .. 'batch:' .. batch, 'tenant', tenant, 'created_at', time(now), 'total', #jobs)
   for _, row in ipairs(jobs) do
     now = now + 1e-4  -- keeps their order, in pages and in the queue, whose scores know no less
-    row[14], row[15], row[16] = '', '', ''  -- and no limits: they were looked at above
+    row[15], row[16], row[17] = '', '', ''  -- and no limits: they were looked at above
     step.submit(unpack(row))
     redis.call('HSET', job(row[1]), 'batch', batch)
     redis.call('ZADD', P .. 'batch:' .. batch .. ':jobs', time(now), row[1])

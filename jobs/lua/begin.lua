@@ -5,12 +5,12 @@
 -- job:ID hash        id state seq queue tenant model task priority ranks request warnings created_at
 --                    ready_at started_at finished_at deadline_at fence token worker lease_until plan
 --                    progress attempt:N errors crashes sends cancel deleted artifacts metrics error retry_of
---                    batch committing api_key webhook
+--                    batch committing api_key webhook work
 -- pictures:ID        JSON: what the job begins with, as data URLs; its request has what is shown of them
 -- queued:QUEUE zset  what waits; score = priority, then age, or ready_at if that is to come
 -- queued:QUEUE:TENANT zset  the same of one tenant: what claim picks from
 -- turns:QUEUE zset   tenants; score = when each was served last, 0 for never
--- ran:QUEUE list, ran:QUEUE:MODEL   seconds that the last jobs ran which succeeded
+-- ran:QUEUE list     seconds that the last jobs ran which succeeded; pace:QUEUE:MODEL   by their work
 -- paused:QUEUE       since when nothing is claimed, if so
 -- send zset          score = when the next hint is due
 -- running zset       score = lease_until

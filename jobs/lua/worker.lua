@@ -84,10 +84,11 @@ function step.finish(id, token, state, artifacts, metrics, err, dead)
   if err ~= '' then redis.call('HSET', job(id), 'error', err) end
   if dead == '1' then mark_dead(id) end
   if state == 'succeeded' then
-    local h = get(id, 'queue', 'started_at', 'model')
-    for _, list in ipairs({P .. 'ran:' .. h[1], P .. 'ran:' .. h[1] .. ':' .. h[3]}) do
-      redis.call('LPUSH', list, now - tonumber(h[2]))
-      redis.call('LTRIM', list, 0, 49)
+    local h = get(id, 'queue', 'started_at', 'model', 'work')
+    local took = now - tonumber(h[2])
+    for list, value in pairs({['ran:' .. h[1]] = took, ['pace:' .. h[1] .. ':' .. h[3]] = took / tonumber(h[4] or 1)}) do
+      redis.call('LPUSH', P .. list, value)
+      redis.call('LTRIM', P .. list, 0, 49)
     end
   end
   move(id, state)
