@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request, url_for
+from werkzeug.exceptions import UnsupportedMediaType
 
 from api.asked import json_body
 from api.auth import tenant
@@ -27,6 +28,8 @@ def create() -> Response:
     """A picture for later jobs, in a form; or, announced as JSON, a URL that takes it by PUT."""
     if request.mimetype == FORM:
         return _created(_stored(only_file("file")))
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType(f"Send the picture as {FORM}, or announce it as JSON.")
     kind, size = _announced(json_body())
     id = new_id("upl")
     link = services().storage.put_link(upload_key(tenant(), id), PUT_S)

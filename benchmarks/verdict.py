@@ -131,7 +131,7 @@ def _code(attempt: dict[str, Any]) -> str:
 
 def listed(cases: list[Case], clients: dict[str, Client]) -> list[str]:
     """Those that faults ended, and no others, are listed as dead."""
-    dead = {job["id"] for c in clients.values() for job in c.call("GET", "/v1/jobs/dead")["data"]}
+    dead = {job["id"] for c in clients.values() for job in c.dead()}
     faulty = {*FAULTY, "out_of_memory"}
     return [
         f"{case.id} is{'' if case.id in dead else ' not'} listed as dead"

@@ -69,6 +69,14 @@ class Client:
         asked = {"json": changes} if changes else {}
         return self._make(f"{_path(id)}/retry", idempotency_key, **asked)
 
+    def dead(self) -> Iterator[Job]:
+        """The jobs that faults ended and nobody has retried, the latest first."""
+        asked: dict[str, Any] = {"limit": 100, "after": ""}
+        while asked["after"] is not None:
+            page = self._call("GET", "/v1/jobs/dead", True, params=asked)
+            yield from page["data"]
+            asked["after"] = page["next"]
+
     def logs(self, id: str, tail: int = 100) -> list[dict[str, Any]]:
         """The last lines that the job's attempts said, the oldest first; tail: at most 500."""
         asked = {"params": {"tail": tail}}

@@ -187,11 +187,7 @@ def dead() -> None:
 @click.pass_obj
 def dead_list(client: Client) -> None:
     """A line each: its id, its error, what was asked."""
-    asked = {"limit": "100", "after": ""}
-    while asked["after"] is not None:
-        page = client.call("GET", "/v1/jobs/dead", params=asked)
-        show.dead(page["data"])
-        asked["after"] = page["next"]
+    show.dead(client.dead())
 
 
 @dead.command("show")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def download(client: Client, job: Job, folder: Path, out: Path | None) -> list[P
     return paths
 
 
-def dead(jobs: list[Job]) -> None:
+def dead(jobs: Iterable[Job]) -> None:
     """A line each."""
     for job in jobs:
         error, prompt = job["error"], job["input"]["prompt"]

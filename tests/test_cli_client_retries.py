@@ -48,6 +48,13 @@ def test_what_may_be_asked_twice_is_asked_again(peer: Peer, client: Client, firs
         assert headers["Authorization"] == "Bearer secret"
 
 
+def test_every_page_of_the_dead_is_read(peer: Peer, client: Client) -> None:
+    pages = ({"data": [{"id": "a"}], "next": "7/a"}, {"data": [{"id": "b"}], "next": None})
+    peer.answers = [ok(page) for page in pages]
+    assert [job["id"] for job in client.dead()] == ["a", "b"]
+    assert [path.rpartition("after=")[2] for _, path, _, _ in peer.asked] == ["", "7%2Fa"]
+
+
 def test_an_upload_is_sent_again(peer: Peer, client: Client) -> None:
     """The picture of a first one that arrived, and was not answered, expires."""
     peer.answers = [LOST, AGAIN, ok({"id": "upl_1"})]
