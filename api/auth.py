@@ -1,6 +1,5 @@
 """Who asks: the caller that a key stands for, his scopes and limits; and when no key is needed."""
 
-import contextlib
 import functools
 import ipaddress
 import socket
@@ -75,9 +74,8 @@ def _ask() -> None:
         return
     keys = services().keys
     if keys is None:
-        if not services().settings.api_open:
-            _refuse_from_afar()
-            _refuse_other_sites()
+        _refuse_from_afar()
+        _refuse_other_sites()
     else:
         kind, _, secret = request.headers.get("Authorization", "").partition(" ")
         known = keys.caller(secret.strip()) if kind.lower() == "bearer" else None
@@ -99,7 +97,7 @@ def _ask() -> None:
 def _refuse_from_afar() -> None:
     """Where the sockets were opened after register() had looked (gunicorn --preload, flask run)."""
     connection = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-    if connection is None or connection.family == socket.AF_UNIX:
+    if connection is None or services().settings.api_open or connection.family == socket.AF_UNIX:
         return
     if not ipaddress.ip_address(connection.getsockname()[0]).is_loopback:
         raise Forbidden("Without FLEET_API_KEYS_FILE this API answers on loopback only.")
@@ -108,20 +106,31 @@ def _refuse_from_afar() -> None:
 def _refuse_other_sites() -> None:
     """A page from elsewhere has its visitor's browser ask this machine, or has its own name lead
     here: without a key nothing else tells it from him."""
-    for url in (f"//{request.host}", request.headers.get("Origin", "//localhost")):
-        if not _is_ours(url):
-            raise Forbidden(
-                f"Without FLEET_API_KEYS_FILE this API answers to localhost, not to {url[:80]!r}; "
-                "FLEET_PUBLIC_URL gives it another name."
-            )
+    settings, host = services().settings, _host(f"//{request.host}")
+    if not (settings.api_open or _is_ours(host)):
+        raise Forbidden(
+            f"Without FLEET_API_KEYS_FILE this API answers to localhost, not to {host[:80]!r}; "
+            "FLEET_PUBLIC_URL gives it another name."
+        )
+    origin = request.headers.get("Origin")
+    if origin is not None and _host(origin) != host and not _is_ours(_host(origin)):
+        raise Forbidden(f"Without FLEET_API_KEYS_FILE no page of {origin[:80]!r} may ask.")
 
 
-def _is_ours(url: str) -> bool:
-    with contextlib.suppress(ValueError):
-        host = urlsplit(url).hostname or ""
-        own = urlsplit(services().settings.public_url or "").hostname
-        return host in ("localhost", own) or ipaddress.ip_address(host).is_loopback
-    return False
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_ours(host: str) -> bool:
+    if host in ("localhost", _host(services().settings.public_url or "")):
+        return bool(host)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def need(scope: Scope) -> None:
