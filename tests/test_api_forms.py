@@ -1,12 +1,14 @@
-"""multipart/form-data: the job as JSON in one part, its pictures as files in others."""
+"""Forms: the job as JSON in one part, its pictures as files in others; or by nested names."""
 
 import json
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.datastructures import MultiDict
 
 from api import forms
+from api.nested import unfolded
 from jobs.store import JobStore
 from tests.fixtures.asking import kept, refused
 from tests.fixtures.asking import post_form as post
@@ -101,3 +103,47 @@ def test_a_batch_is_no_form(client: FlaskClient) -> None:
     jobs = {"jobs": [json.loads(body())]}
     made = client.post("/v1/batches", json=jobs)
     refused(client, made, 422, "invalid_request", "/jobs/0/input/image")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metadata[": "x"},
+        {"metadata[a": "x"},
+        {"metadata]a": "x"},
+        {"metadata[a]b": "x"},
+        {"metadata[[a]]": "x"},
+        {"[a]": "x"},
+        {"metadata[][]": "x"},
+        {"metadata": "x", "metadata[a]": "x"},
+        {"metadata[a]": "x", "metadata[a][b]": "x"},
+        {"metadata[a]": ["x", "y"]},
+        {"metadata[]": "x", "metadata[a]": "x"},
+        {"metadata[][a]": ["x", "y"], "metadata[][b]": "x"},
+        {"metadata" + "[a]" * 9: "x"},
+        {"metadata" + "[a]" * 100_000: "x"},
+        {f"metadata[{n}]": "x" for n in range(1001)},
+        {"parallel[data]": "[" * 100_000},
+        {"parallel[data]": "NaN"},
+        {"parallel[data][a]": "1"},
+        {"prompt[a]": "x"},
+    ],
+)
+def test_a_name_of_a_form_that_makes_no_sense_is_refused(
+    client: FlaskClient, fields: dict[str, Any]
+) -> None:
+    form = {"model": "tiny-video", "prompt": "x", **fields}
+    if "prompt[a]" in fields:
+        del form["prompt"]
+    kind = "application/x-www-form-urlencoded"
+    answer: Any = client.post("/v1/videos", data=form, content_type=kind)
+    assert answer.status_code == 422, answer.text
+    assert answer.json["error"]["param"].startswith(next(iter(fields))[:4])
+
+
+def test_a_list_of_a_form_has_its_elements_in_their_order() -> None:
+    form = MultiDict(
+        [("l[][a]", "1"), ("l[][a]", "2"), ("l[][b][c]", "3"), ("l[][b][c]", "4"), ("m[n][]", "5")]
+    )
+    objects = [{"a": "1", "b": {"c": "3"}}, {"a": "2", "b": {"c": "4"}}]
+    assert unfolded(form) == {"l": objects, "m": {"n": ["5"]}}

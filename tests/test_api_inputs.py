@@ -1,7 +1,5 @@
 """A picture may be a URL: the record has it as a data URL, or no job is made."""
 
-import base64
-import io
 import json
 import ssl
 import time
@@ -12,13 +10,10 @@ from pathlib import Path
 import pytest
 import trustme
 from flask.testing import FlaskClient
-from PIL import Image
-from PIL.ExifTags import Base
 
 import api
 from api import inputs
 from jobs import guard
-from jobs.images import picture
 from jobs.store import JobStore
 from tests.fixtures.asking import job, kept, post, refused
 from tests.fixtures.keys import keys
@@ -295,16 +290,3 @@ def test_a_video_that_is_asked_for_again_is_not_fetched_for_again(client: FlaskC
             for count in ("0", "1", "0")
         ]
         assert ids[0] == ids[1] != ids[2] and peer.met == 2
-
-
-def test_a_phones_picture_is_the_way_up_that_it_was_taken() -> None:
-    lying = Image.new("RGB", (80, 64), "red")
-    exif = lying.getexif()
-    exif[Base.Orientation] = 6  # a quarter turn
-    written = io.BytesIO()
-    lying.save(written, "JPEG", exif=exif)
-    data = written.getvalue()
-    assert picture(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}").size == (64, 80)
-    broken = data.replace(b"Exif\0\0II", b"Exif\0\0XX").replace(b"Exif\0\0MM", b"Exif\0\0XX")
-    assert broken != data
-    assert picture(f"data:image/jpeg;base64,{base64.b64encode(broken).decode()}").size == (80, 64)

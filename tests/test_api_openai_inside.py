@@ -16,10 +16,8 @@ import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from openai import OpenAI
-from werkzeug.datastructures import MultiDict
 
 import api
-from api.nested import unfolded
 from cli.main import fleet
 from jobs.catalog import Catalog
 from jobs.images import data_url
@@ -121,50 +119,6 @@ def test_a_remix_of_a_video_with_all_the_metadata_that_may_be(
         id = store.submit(ask(catalog, **body, metadata={str(n): n for n in range(count)}))[0]
         again = theirs.videos.remix(id, prompt="y")
         assert again.remixed_from_video_id == (id if noted else None)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"metadata[": "x"},
-        {"metadata[a": "x"},
-        {"metadata]a": "x"},
-        {"metadata[a]b": "x"},
-        {"metadata[[a]]": "x"},
-        {"[a]": "x"},
-        {"metadata[][]": "x"},
-        {"metadata": "x", "metadata[a]": "x"},
-        {"metadata[a]": "x", "metadata[a][b]": "x"},
-        {"metadata[a]": ["x", "y"]},
-        {"metadata[]": "x", "metadata[a]": "x"},
-        {"metadata[][a]": ["x", "y"], "metadata[][b]": "x"},
-        {"metadata" + "[a]" * 9: "x"},
-        {"metadata" + "[a]" * 100_000: "x"},
-        {f"metadata[{n}]": "x" for n in range(1001)},
-        {"parallel[data]": "[" * 100_000},
-        {"parallel[data]": "NaN"},
-        {"parallel[data][a]": "1"},
-        {"prompt[a]": "x"},
-    ],
-)
-def test_a_name_of_a_form_that_makes_no_sense_is_refused(
-    client: FlaskClient, fields: dict[str, Any]
-) -> None:
-    form = {"model": "tiny-video", "prompt": "x", **fields}
-    if "prompt[a]" in fields:
-        del form["prompt"]
-    kind = "application/x-www-form-urlencoded"
-    answer: Any = client.post("/v1/videos", data=form, content_type=kind)
-    assert answer.status_code == 422, answer.text
-    assert answer.json["error"]["param"].startswith(next(iter(fields))[:4])
-
-
-def test_a_list_of_a_form_has_its_elements_in_their_order() -> None:
-    form = MultiDict(
-        [("l[][a]", "1"), ("l[][a]", "2"), ("l[][b][c]", "3"), ("l[][b][c]", "4"), ("m[n][]", "5")]
-    )
-    objects = [{"a": "1", "b": {"c": "3"}}, {"a": "2", "b": {"c": "4"}}]
-    assert unfolded(form) == {"l": objects, "m": {"n": ["5"]}}
 
 
 def test_the_answer_comes_before_the_client_gives_up(theirs: OpenAI, store: JobStore) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 
 from jobs.catalog import load_catalog
 from jobs.errors import InvalidRequest, ModelNotFound, RequestError, UnsupportedTask
+from jobs.images import picture as seen
 from jobs.parse import parse_request
 from jobs.request import Item, items, stored_request
 from tests.fixtures.pictures import data_url, painted
@@ -41,6 +43,19 @@ def scans(number: int) -> str:
     last = data[data.rindex(b"\xff\xda") : -2]
     data = data[:-2] + last * number + data[-2:]
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def test_a_phones_picture_is_the_way_up_that_it_was_taken() -> None:
+    lying = Image.new("RGB", (80, 64), "red")
+    exif = lying.getexif()
+    exif[Base.Orientation] = 6  # a quarter turn
+    written = io.BytesIO()
+    lying.save(written, "JPEG", exif=exif)
+    data = written.getvalue()
+    assert seen(f"data:image/jpeg;base64,{base64.b64encode(data).decode()}").size == (64, 80)
+    broken = data.replace(b"Exif\0\0II", b"Exif\0\0XX").replace(b"Exif\0\0MM", b"Exif\0\0XX")
+    assert broken != data
+    assert seen(f"data:image/jpeg;base64,{base64.b64encode(broken).decode()}").size == (80, 64)
 
 
 def test_an_ordinary_jpeg_is_a_picture() -> None:
