@@ -43,7 +43,7 @@ def main() -> None:
     options.add_argument("--faults", type=int, default=150, help="at most; then it may end")
     options.add_argument("--every", type=float, nargs=2, default=(1.0, 3.0), metavar="S")
     options.add_argument("--storage", choices=["s3", "file"], default="s3")
-    options.add_argument("--bound-s", type=float, default=180, help="for the end, after them")
+    options.add_argument("--bound-s", type=float, default=480, help="for the end, after them")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as data:
         site = Site(Path(data), s3=asked.storage == "s3")
