@@ -16,6 +16,7 @@ from api.services import services
 from api.submitted import submit_all
 from jobs.batches import Batch
 from jobs.errors import InvalidRequest, NotFound, Problem, RequestError, TooLarge
+from jobs.parse import MOST_PROBLEMS, pointer_to
 from jobs.record import time_answer
 from jobs.request import JobRequest
 
@@ -25,7 +26,6 @@ T = TypeVar("T")
 Place = Callable[[str], str]  # from a pointer into a job to one into the caller's body
 MOST = 1000  # jobs of a batch
 MOST_PATHS, MOST_NAMES = 100, 8  # of a matrix; names of one path
-MOST_PROBLEMS = 20  # then no further job is looked at
 
 
 @blueprint.post("")
@@ -110,10 +110,9 @@ def _place(chosen: dict[str, tuple[int, Any]]) -> Place:
 
     def place(pointer: str) -> str:
         for path, (index, _value) in chosen.items():
-            path = path.replace("~", "~0").replace("/", "~1")
-            inner = f"/{path.replace('.', '/')}"
+            inner = pointer_to(*path.split("."))
             if f"{pointer}/".startswith(f"{inner}/"):
-                return f"/matrix/{path}/{index}{pointer.removeprefix(inner)}"
+                return pointer_to("matrix", path, index) + pointer.removeprefix(inner)
         return f"/job{pointer}"
 
     return place
@@ -161,7 +160,7 @@ def _each(jobs: list[tuple[Place, Any]], read: Callable[[Any], T]) -> list[T]:
             kinds.add(type(error))
             about = {"retry_after_s": error.retry_after_s, "limit": error.limit}
             if len(problems) >= MOST_PROBLEMS:
-                break
+                break  # no further job is looked at
     if problems:
         first, kind = problems[0], kinds.pop() if len(kinds) == 1 else InvalidRequest
         detail = f"{first.pointer}: {first.detail} None of the jobs was accepted."

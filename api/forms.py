@@ -11,6 +11,7 @@ from werkzeug.datastructures import FileStorage, MultiDict
 from api.asked import json_body, parsed_json
 from jobs.errors import InvalidRequest, Problem, TooLarge
 from jobs.images import MOST_BYTES
+from jobs.parse import pointer_to
 
 FORM = "multipart/form-data"
 
@@ -50,7 +51,7 @@ def content(name: str, file: FileStorage) -> bytes:
     data = file.stream.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         detail = f"The part {name[:80]!r} holds more than {MOST_BYTES} bytes."
-        raise TooLarge(detail, Problem(_pointer(name), "too_large", detail))
+        raise TooLarge(detail, Problem(pointer_to(name), "too_large", detail))
     return data
 
 
@@ -79,9 +80,5 @@ def _parts() -> tuple[dict[str, str], dict[str, FileStorage]]:
     return dict(request.form), dict(request.files)
 
 
-def _pointer(name: str) -> str:
-    return "/" + name[:80].replace("~", "~0").replace("/", "~1")
-
-
 def _refused(name: str, detail: str) -> InvalidRequest:
-    return InvalidRequest(detail, Problem(_pointer(name), "part", detail))
+    return InvalidRequest(detail, Problem(pointer_to(name), "part", detail))

@@ -10,7 +10,7 @@ from api.auth import admin, tenant
 from api.services import services
 from jobs.errors import NotFound
 from jobs.queue import GPU_QUEUE
-from jobs.request import JobRequest, Parallel, work
+from jobs.request import JobRequest, work
 from jobs.workers import takes_jobs
 
 blueprint = Blueprint("queue", __name__, url_prefix="/v1")
@@ -60,10 +60,9 @@ def estimate(asked: JobRequest) -> dict[str, Any]:
     """What a job that came now could expect. fits: None where no worker has the model in memory,
     and so nobody here knows."""
     model = asked.model
-    width = asked.parallel.width if isinstance(asked.parallel, Parallel) else 1
     workers = services().store.workers.alive().values()
     place = services().store.queues.place(GPU_QUEUE, tenant(), asked.priority)
-    able = [w for w in workers if model in w["models"] and w["size"] >= width]
+    able = [w for w in workers if model in w["models"] and w["size"] >= asked.width]
     ready = list(filter(takes_jobs, able))
     at_once = not place.position and not place.paused and any(w.get("idle") for w in ready)
     return {

@@ -18,7 +18,7 @@ from jobs.errors import (
     StoreFull,
 )
 from jobs.record import PRIORITIES, JobState
-from jobs.request import JobRequest, Parallel, apart, work
+from jobs.request import JobRequest, apart, work
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,8 @@ def row(
     id: str, request: JobRequest, queue: str, asker: Asker, warnings: list[str] | None
 ) -> list[Any]:
     """What the scripts are told of a new job."""
-    plan = request.parallel
-    width = plan.width if isinstance(plan, Parallel) else 1
     deadline_s = "" if request.deadline_s is None else request.deadline_s
-    about = [request.model, request.task, width, deadline_s, json.dumps(warnings or [])]
+    about = [request.model, request.task, request.width, deadline_s, json.dumps(warnings or [])]
     asked, pictures = apart(request.model_dump(mode="json"))
     webhook = request.webhook.model_dump_json() if request.webhook else ""
     standing = [queue, PRIORITIES[request.priority], asker.tenant]

@@ -21,6 +21,7 @@ _SAID = {
     "model_attributes_type": "Input should be an object",
     "string_pattern_mismatch": "Send a URL, a data URL, an upload or another job's output",
 }
+MOST_PROBLEMS = 20  # that are told
 MOST_FIELDS = 100  # of an object: each unknown one costs an error, and a look for what was meant
 
 
@@ -58,7 +59,7 @@ def _refuse_crowds(body: dict[str, Any]) -> None:
             if len(part) > MOST_FIELDS:
                 detail = f"An object has at most {MOST_FIELDS} fields; here are {len(part)}."
                 raise _refusal([Problem(pointer, "too_many_fields", detail)])
-            parts += [(f"{pointer}/{_escape(name)}", inner) for name, inner in part.items()]
+            parts += [(pointer + pointer_to(name), inner) for name, inner in part.items()]
         elif isinstance(part, list):
             parts += [(pointer, inner) for inner in part if isinstance(inner, dict | list)]
 
@@ -120,8 +121,8 @@ def _problem(error: Any, body: Any, kind: type[BaseModel], pointer: str = "") ->
         if error["type"] == "extra_forbidden" and part is error["loc"][-1]:
             known = sorted(model.model_fields)
             detail = f"There is no field {str(part)[:80]!r} here.{_did_you_mean(part, known)}"
-            return Problem(f"{pointer}/{_escape(part)}", "unknown_field", detail)
-        pointer += f"/{_escape(part)}"
+            return Problem(pointer + pointer_to(part), "unknown_field", detail)
+        pointer += pointer_to(part)
         here = here[part] if inside else None
         model = _inner(model, part)
     return Problem(pointer, error["type"], _SAID.get(error["type"], error["msg"]) + ".")
@@ -136,8 +137,9 @@ def _inner(model: Any, field: Any) -> Any:
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
 
 
-def _escape(part: Any) -> str:
-    return str(part)[:80].replace("~", "~0").replace("/", "~1")
+def pointer_to(*names: Any) -> str:
+    """As RFC 6901 writes it; of a name the first 80 characters."""
+    return "".join("/" + str(name)[:80].replace("~", "~0").replace("/", "~1") for name in names)
 
 
 def _refusal(problems: list[Problem]) -> InvalidRequest:
@@ -146,7 +148,9 @@ def _refusal(problems: list[Problem]) -> InvalidRequest:
     wrong = {p.pointer for p in problems if not p.code.endswith("_type")}
     told = (p for p in problems if p.pointer not in wrong or not p.code.endswith("_type"))
     unique = sorted(dict.fromkeys(told), key=lambda p: p.code != "unknown_field")
-    return InvalidRequest(" ".join(f"{p.pointer}: {p.detail}" for p in unique[:3]), *unique[:20])
+    return InvalidRequest(
+        " ".join(f"{p.pointer}: {p.detail}" for p in unique[:3]), *unique[:MOST_PROBLEMS]
+    )
 
 
 def _beyond_limits(spec: ModelSpec, request: JobRequest) -> list[Problem]:

@@ -177,6 +177,11 @@ class _Request(_Part):
     preview: Preview | None = None
     webhook: Webhook | None = None
 
+    @property
+    def width(self) -> int:
+        """The ranks that it needs at least."""
+        return self.parallel.width if isinstance(self.parallel, Parallel) else 1
+
 
 class TextToImage(_Request):
     task: Literal["text-to-image"]
@@ -280,8 +285,7 @@ def items(request: JobRequest) -> list[Item]:
 def work(request: JobRequest) -> int:
     """What the time that it takes grows with."""
     asked = request.input
-    prompts = 1 if isinstance(asked.prompt, str) else len(asked.prompt)
-    return prompts * asked.n * asked.num_inference_steps * asked.pixels * asked.frames
+    return len(items(request)) * asked.num_inference_steps * asked.pixels * asked.frames
 
 
 def alone(request: JobRequest, item: Item) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.datastructures import MultiDict
 
-from api import forms
 from api.nested import unfolded
+from jobs.images import MOST_BYTES
 from jobs.store import JobStore
 from tests.fixtures.asking import kept, refused
 from tests.fixtures.asking import post_form as post
@@ -77,10 +77,15 @@ def test_a_request_part_that_is_no_json(client: FlaskClient) -> None:
     assert made.status_code == 400 and made.json["code"] == "malformed_json"
 
 
-def test_a_part_that_is_too_large(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "MOST_BYTES", len(PICTURE) - 1)
-    made = post(client, {"request": body(), "photo": PICTURE})
+def test_a_part_that_is_too_large(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_MAX_BODY_BYTES", str(2 * MOST_BYTES))
+    client: FlaskClient = request.getfixturevalue("client")
+    padded = PICTURE + bytes(MOST_BYTES - len(PICTURE))
+    made = post(client, {"request": body(), "photo": padded + b"\0"})
     refused(client, made, 413, "payload_too_large", "/photo")
+    assert post(client, {"request": body(), "photo": padded}).status_code == 202
 
 
 def test_a_form_that_is_too_large(client: FlaskClient) -> None:

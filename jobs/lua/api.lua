@@ -29,7 +29,8 @@ end
 -- body retry_of limits; webhook, pictures: JSON, '' for none
 -- -> {1, id} created | {0, id} the same request came before | {-1, id} the key was used otherwise
 -- | {-2, n, most} so many jobs wait already, in all or of this tenant | {-3, ''} no memory is left
--- | {-6, n, most} so many are never taken at once | {-4, n} so many of this tenant are not over | {-5, s} it has used its GPU seconds, for s more
+-- | {-6, n, most} so many are never taken at once | {-4, n} so many of this tenant are not over
+-- | {-5, s} it has used its GPU seconds, for s more
 function step.submit(id, request, queue, priority, tenant, model, task, ranks, deadline_s, warnings, api_key,
     webhook, pictures, work, key, body, retry_of, limits)
   if redis.call('EXISTS', job(id)) == 1 then return {1, id} end  -- sent twice, the answer was lost

@@ -86,10 +86,12 @@ function step.finish(id, token, state, artifacts, metrics, err, dead)
   if state == 'succeeded' then
     local h = get(id, 'queue', 'started_at', 'model', 'work')
     local took = now - tonumber(h[2])
-    for list, value in pairs({['ran:' .. h[1]] = took, ['pace:' .. h[1] .. ':' .. h[3]] = took / tonumber(h[4] or 1)}) do
+    local function note(list, value)
       redis.call('LPUSH', P .. list, value)
       redis.call('LTRIM', P .. list, 0, 49)
     end
+    note('ran:' .. h[1], took)
+    note('pace:' .. h[1] .. ':' .. h[3], took / tonumber(h[4] or 1))
   end
   move(id, state)
   return 1
