@@ -107,18 +107,18 @@ def test_a_link_opens_nothing_else(
 
 def test_a_link_expires(
     key: dict[str, str],
-    request: pytest.FixtureRequest,
+    client: FlaskClient,
     store: JobStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FLEET_LINK_S", "1")
-    client: FlaskClient = request.getfixturevalue("client")
     job, picture = drawn(client, key, store, tmp_path)
-    link = place(job["outputs"][0]["download_url"])
-    assert client.get(link, buffered=True).data == picture
+    monkeypatch.setenv("FLEET_LINK_S", "1")
+    brief: Any = api.create_app().test_client().get(f"/v1/jobs/{job['id']}", headers=key).json
+    short, long = (place(read["outputs"][0]["download_url"]) for read in (brief, job))
     time.sleep(2.1)
-    assert client.get(link, buffered=True).status_code == 401
+    assert client.get(short, buffered=True).status_code == 401
+    assert client.get(long, buffered=True).data == picture
 
 
 def test_what_is_finished_can_be_read_while_redis_is_full(
