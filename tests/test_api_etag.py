@@ -51,17 +51,17 @@ def test_links_are_renewed_before_they_are_dead(
     catalog: Catalog,
     tmp_path: Path,
 ) -> None:
-    """They live for 4 s here: an answer that is 2 s old is never confirmed."""
-    monkeypatch.setenv("FLEET_LINK_S", "4")
+    """They live for 8 s here: an answer that is 4 s old is never confirmed."""
+    monkeypatch.setenv("FLEET_LINK_S", "8")
     client: FlaskClient = request.getfixturevalue("s3_client")
     id, _ = store.submit(ask(catalog))
     data = finish(store, tmp_path)
     client.application.extensions["fleet"].storage.put(f"results/{id}/0", data)
-    time.sleep(2 - time.time() % 2)  # a half begins
+    time.sleep(4 - time.time() % 4)  # a half begins
     first = known(client, id)
     same = known(client, id, first.headers["ETag"])
     assert same.status_code == 304, "though its link would be another"
-    time.sleep(2 - time.time() % 2)
+    time.sleep(4 - time.time() % 4)
     later = known(client, id, first.headers["ETag"])
     assert later.status_code == 200, "the half of their life is over"
     links = [answer.json["outputs"][0]["download_url"] for answer in (first, later)]

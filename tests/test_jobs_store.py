@@ -13,7 +13,7 @@ from jobs.errors import KeyReused, LeaseLost, StoreUnavailable
 from jobs.record import TRANSITIONS, JobState
 from jobs.request import JobRequest
 from jobs.store import JobStore
-from tests.conftest import Server
+from tests.conftest import Server, until
 from tests.fixtures.jobs import ask, claim
 
 ERROR = {"code": "rank_died", "message": "Rank 1 died.", "stage": "denoise", "retryable": True}
@@ -99,9 +99,9 @@ def test_a_failed_attempt_waits_its_delay_and_keeps_its_error(
     store: JobStore, request_: JobRequest
 ) -> None:
     id, _ = store.submit(request_)
-    assert store.fail(claim(store), ERROR, 0.3) is JobState.QUEUED
+    assert store.fail(claim(store), ERROR, 1.5) is JobState.QUEUED
     assert store.claim("gpu", "w2", 2) is None, "not yet"
-    time.sleep(0.35)
+    time.sleep(1.6)
     again = claim(store, "w2")
     assert again.id == id and again.attempt == 2 and again.errors == [ERROR]
     assert store.fail(again, ERROR, 0, counted=False) is JobState.QUEUED
@@ -119,7 +119,7 @@ def test_a_deadline_ends_what_waits(store: JobStore, catalog: Catalog) -> None:
     late, _ = store.submit(ask(catalog, deadline_s=0.2))
     time.sleep(0.25)
     mine = claim(store)
-    assert mine.id == kept and mine.deadline_s is not None and 99 < mine.deadline_s < 100
+    assert mine.id == kept and mine.deadline_s is not None and 50 < mine.deadline_s < 100
     assert store.claim("gpu", "w", 2) is None and state(store, late) is JobState.EXPIRED
     assert store.fail(mine, ERROR, 200) is JobState.FAILED, "no time for another attempt"
     job = store.get(kept)
@@ -127,16 +127,13 @@ def test_a_deadline_ends_what_waits(store: JobStore, catalog: Catalog) -> None:
     assert job.error["code"] == "deadline_exceeded"
 
 
-def short(valkey: Server, lease_s: float = 0.3) -> JobStore:
-    return JobStore(valkey.url, f"test-{secrets.token_hex(4)}", lease_s)
+def short(valkey: Server) -> JobStore:
+    return JobStore(valkey.url, f"test-{secrets.token_hex(4)}", lease_s=0.3)
 
 
-def lose(store: JobStore, lease_s: float = 0.3) -> None:
+def lose(store: JobStore) -> None:
     """Lets every lease run out while a reaper is at work."""
-    end = time.monotonic() + lease_s + 0.15
-    while time.monotonic() < end:
-        store.upkeep.reap()
-        time.sleep(lease_s / 6)
+    until(lambda: store.upkeep.reap() and store.queues.about("gpu").running == 0)
 
 
 def test_a_zombie_that_wakes_after_another_took_over_is_fenced(
@@ -246,7 +243,7 @@ def test_a_deleted_job_is_gone_at_once_and_its_record_after_its_files(
 def test_what_an_attempt_may_still_upload_is_removed_later(
     store: JobStore, request_: JobRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.upkeep.PURGE_AGAIN_S", 0.3)
+    monkeypatch.setattr("jobs.upkeep.PURGE_AGAIN_S", 1.5)
     begun, _ = store.submit(request_)
     store.finish(claim(store), JobState.CANCELED)
     waited, _ = store.submit(request_)
@@ -255,22 +252,21 @@ def test_what_an_attempt_may_still_upload_is_removed_later(
     for _ in range(2):  # by two reapers
         store.upkeep.purged(begun), store.upkeep.purged(waited)
     assert store.upkeep.reap()[1] == []
-    time.sleep(0.35)
+    time.sleep(1.6)
     assert store.upkeep.reap()[1] == [begun]
     store.upkeep.purged(begun)
     assert store.upkeep.reap()[1] == []
 
 
 def test_workers_are_there_for_as_long_as_they_say_so(store: JobStore) -> None:
-    store.workers.announce("w1", {"size": 2}, ttl_s=1)
+    store.workers.announce("w1", {"size": 2}, ttl_s=3)
     store.workers.announce("w2", {"size": 4})
     time.sleep(0.3)
     alive = store.workers.alive()
     assert {name: about["size"] for name, about in alive.items()} == {"w1": 2, "w2": 4}
-    assert all(0.3 <= about["heartbeat_age_s"] < 0.9 for about in alive.values())
+    assert all(0.3 <= about["heartbeat_age_s"] < 3 for about in alive.values())
     store.workers.leave("w2")
-    time.sleep(0.8)
-    assert store.workers.alive() == {}
+    until(lambda: store.workers.alive() == {})
 
 
 def test_a_redis_that_is_away_is_said_within_three_seconds(request_: JobRequest) -> None:
