@@ -13,12 +13,12 @@ import signal
 import sys
 import time
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.lifeline import AGENT, IMPORTED_BY, die_with_parent
 
-# Not diffusers: importing it asks for CUDA, and a forked child can't use CUDA after that.
 PRELOAD = [
     "worker.preload",
     "torch",
@@ -33,7 +33,10 @@ PRELOAD = [
     "PIL.Image",
     "numpy",
     "pydantic",
+    "redis",
 ]
+# What diffusers imports may ask for CUDA, and a forked child can't use CUDA after that.
+PRELOAD_WITHOUT_GPU = ["diffusers.pipelines.wan.pipeline_wan", "diffusers.hooks.context_parallel"]
 QUICK_DEATH_S = 5
 
 
@@ -54,7 +57,8 @@ def main() -> None:
     # One thread a rank until the rank itself knows how many cores it may use.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ[AGENT] = str(os.getpid())
-    multiprocessing.set_forkserver_preload(PRELOAD)
+    more = [] if torch.cuda.is_available() else PRELOAD_WITHOUT_GPU
+    multiprocessing.set_forkserver_preload(PRELOAD + more)
     for incarnation in itertools.count():
         config = LaunchConfig(
             min_nodes=1,

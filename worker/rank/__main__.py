@@ -4,6 +4,7 @@ Started by worker/agent.py; the environment has what torchrun sets (RANK, WORLD_
 """
 
 import contextlib
+import gc
 import os
 import queue
 import socket
@@ -70,6 +71,7 @@ def sender(connection: socket.socket) -> Callable[[FromRank], None]:
 
 
 def main(socket_path: str, incarnation: int) -> None:
+    gc.freeze()  # what is imported stays: 0.3 s less for each collection, in which a GPU would wait
     settings = load_settings()
     logs.to_stderr_and_file(settings.logs, int(os.environ["RANK"]))
     # A bar says nothing in a log, and a load must not fail because that log's disk is full.
