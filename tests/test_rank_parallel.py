@@ -20,10 +20,9 @@ def lines(
     request: pytest.FixtureRequest, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     ranks: int = request.param
-    launcher = ("-m", "torch.distributed.run", f"--nproc-per-node={ranks}")
-    script = ("-m", "tests.fixtures.every_plan", str(models_dir), str(SWITCHES[ranks]))
+    script = ("-m", "tests.fixtures.every_plan", str(models_dir), str(ranks))
     done = subprocess.run(
-        [sys.executable, *launcher, *script],
+        [sys.executable, *script, str(SWITCHES[ranks])],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp())},
         capture_output=True,
