@@ -58,7 +58,7 @@ def check_free(port: int) -> None:
 
 def answers(url: str, good: Callable[[httpx.Response], bool] = lambda r: r.is_success) -> bool:
     try:
-        # Of this machine: nobody else's certificates, which take 50 ms of CPU to read, are needed.
+        # Plain http on this machine: to read the authorities' certificates takes 50 ms of CPU.
         return good(httpx.get(url, timeout=2, verify=False))
     except httpx.HTTPError:
         return False

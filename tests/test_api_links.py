@@ -114,8 +114,11 @@ def test_a_link_expires(
 ) -> None:
     job, picture = drawn(client, key, store, tmp_path)
     monkeypatch.setenv("FLEET_LINK_S", "1")
+    began = int(time.time())
     brief: Any = api.create_app().test_client().get(f"/v1/jobs/{job['id']}", headers=key).json
     short, long = (place(read["outputs"][0]["download_url"]) for read in (brief, job))
+    expires = int(parse_qs(urlsplit(short).query)["expires"][0])
+    assert began < expires <= time.time() + 2
     time.sleep(2.1)
     assert client.get(short, buffered=True).status_code == 401
     assert client.get(long, buffered=True).data == picture

@@ -24,7 +24,12 @@ def lines(
     done = subprocess.run(
         [sys.executable, *script, str(SWITCHES[ranks])],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp())},
+        env={
+            **os.environ,
+            "TMPDIR": tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()),
+            "CUDA_VISIBLE_DEVICES": "",  # gloo, and ranks are forked after their imports
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )

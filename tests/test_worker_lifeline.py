@@ -1,5 +1,6 @@
 """A process ends with its parent, also with one that was gone before it asked."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, alive, until
+from worker.agent import PRELOAD, PRELOAD_WITHOUT_CUDA
 from worker.lifeline import AGENT
 
 SCRIPT = """
@@ -43,3 +45,9 @@ def test_a_forkserver_whose_agent_has_died_meanwhile_does_not_begin(lives: bool)
     command = [sys.executable, "-c", "import worker.preload"]
     environment = {**os.environ, AGENT: str(os.getpid() if lives else 2**22 + 1)}
     assert subprocess.run(command, cwd=ROOT, env=environment).returncode == (not lives)
+
+
+@pytest.mark.parametrize("name", PRELOAD + PRELOAD_WITHOUT_CUDA)
+def test_what_is_to_be_preloaded_is_there(name: str) -> None:
+    """The forkserver goes on in silence without what it can't import."""
+    assert importlib.util.find_spec(name)

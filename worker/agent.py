@@ -35,8 +35,8 @@ PRELOAD = [
     "pydantic",
     "redis",
 ]
-# What diffusers imports may ask for CUDA, and a forked child can't use CUDA after that.
-PRELOAD_WITHOUT_GPU = ["diffusers.pipelines.wan.pipeline_wan", "diffusers.hooks.context_parallel"]
+# Attention kernels that diffusers imports may ask for CUDA, which a forked child can't use then.
+PRELOAD_WITHOUT_CUDA = ["diffusers.pipelines.wan.pipeline_wan"]
 QUICK_DEATH_S = 5
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     # One thread a rank until the rank itself knows how many cores it may use.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ[AGENT] = str(os.getpid())
-    more = [] if torch.cuda.is_available() else PRELOAD_WITHOUT_GPU
+    more = [] if torch.backends.cuda.is_built() else PRELOAD_WITHOUT_CUDA
     multiprocessing.set_forkserver_preload(PRELOAD + more)
     for incarnation in itertools.count():
         config = LaunchConfig(

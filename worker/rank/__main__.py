@@ -71,7 +71,7 @@ def sender(connection: socket.socket) -> Callable[[FromRank], None]:
 
 
 def main(socket_path: str, incarnation: int) -> None:
-    gc.freeze()  # what is imported stays: 0.3 s less for each collection, in which a GPU would wait
+    gc.freeze()  # a full collection need not look at all imports: 0.3 s, in which a GPU would wait
     settings = load_settings()
     logs.to_stderr_and_file(settings.logs, int(os.environ["RANK"]))
     # A bar says nothing in a log, and a load must not fail because that log's disk is full.
